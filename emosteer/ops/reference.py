@@ -16,6 +16,11 @@ from .table import SteerTable
 GRAM_TOLERANCE = 1e-6
 
 
+def unavailable() -> None:
+    """Plain torch runs everywhere."""
+    return None
+
+
 def project(x: Tensor, directions: Tensor, center: Tensor | None = None, cosine: bool = False) -> Tensor:
     """`<x − center, v_k>`, divided by `‖x − center‖` for cosines (0 where that norm is 0): `[..., K]` fp32."""
     rows = x.double() if center is None else x.double() - center.double()
@@ -57,6 +62,30 @@ def steer_rms_norm(
     return rms_norm(stream, weight, eps, weight_offset), stream
 
 
+def steer_(x: Tensor, directions: Tensor, table: SteerTable, token_row: Tensor | None, scale: float) -> None:
+    """`steer`, written back."""
+    x.copy_(steer(x, directions, table, token_row, scale))
+
+
+def steer_rms_norm_(
+    x: Tensor,
+    weight: Tensor,
+    directions: Tensor,
+    table: SteerTable,
+    token_row: Tensor | None,
+    scale: float,
+    residual: Tensor | None,
+    eps: float,
+    weight_offset: float,
+) -> Tensor:
+    """`steer_rms_norm` with the stream written back to `x`."""
+    normed, stream = steer_rms_norm(
+        x, weight, directions, table, token_row, scale, residual, eps, weight_offset
+    )
+    x.copy_(stream)
+    return normed
+
+
 def token_rows(n: int, table_rows: int, token_row: Tensor | None, device: torch.device) -> Tensor:
     """int64 `[N]`: the table row of each token; a dense batch spreads N tokens evenly over the rows."""
     if token_row is not None:
@@ -71,6 +100,8 @@ def _steer(
     x, idle = x.reshape(-1, dim), idle.reshape(-1, dim)
     v = directions.double()
     row = token_rows(len(x), table.rows, token_row, x.device)
+    _require_inside("token_row", row, table.rows, "table rows")
+    table.validate(len(v))
     r = row.clamp(min=0)
     slot = table.direction.long()[r]  # [N, S]
     used = (slot >= 0) & (row >= 0)[:, None]
@@ -95,6 +126,15 @@ def _steer(
     if (table.preserve_norm == 2).any():
         y = torch.where(preserve == 2, _keep_orthogonal(x, v, slot, used, p, norm, a, b), y)
     return torch.where(changed, y, idle.to(y.dtype)).reshape(shape)
+
+
+def _require_inside(name: str, index: Tensor, below: int, what: str) -> None:
+    bad = (index < -1) | (index >= below)
+    if bad.any():
+        n = int(bad.nonzero()[0])
+        raise ValueError(
+            f"{name}[{n}] is {int(index[n])}, expected -1 or an index below {below}, the number of {what}"
+        )
 
 
 def _bound(bound: Tensor, u: Tensor) -> Tensor:
@@ -138,12 +178,13 @@ def _keep_orthogonal(
     return shrink * inside + g * outside
 
 
-def moments_update(moments: Moments, x: Tensor, token_group: Tensor | None, weight: Tensor | None) -> None:
+def moments_update_(moments: Moments, x: Tensor, token_group: Tensor | None, weight: Tensor | None) -> None:
     """Counts, per-group sums and the pooled second moment about `shift`, which the first tokens' mean sets."""
     rows = x.reshape(-1, x.shape[-1]).double()
     group = torch.zeros(len(rows), dtype=torch.long, device=x.device)
     if token_group is not None:
         group = token_group.reshape(-1).long()
+    _require_inside("token_group", group, moments.n_groups, "groups")
     counted = group >= 0
     rows, group = rows[counted], group[counted]
     w = torch.ones(len(rows), dtype=torch.float64, device=x.device)

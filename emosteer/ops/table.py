@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import weakref
 from collections.abc import Iterator
 
 import torch
@@ -72,6 +74,16 @@ class SteerTable:
         for name, column in zip(_COLUMNS, columns):
             object.__setattr__(self, name, column)
         object.__setattr__(self, "_handle", None)
+        direction._emosteer_table = weakref.ref(self)  # type: ignore[attr-defined]
+
+    @classmethod
+    def of(cls, *columns: Tensor) -> SteerTable:
+        """The table that these columns belong to, or a new one: operators get columns, not tables."""
+        known = getattr(columns[0], "_emosteer_table", None)
+        table = known() if known is not None else None
+        if table is not None and all(a is b for a, b in zip(table.columns(), columns)):
+            return table
+        return cls(*columns)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(
@@ -150,11 +162,12 @@ class SteerTable:
             ValueError: a shape, an index outside [−1, k), a strength or angle that is not finite,
                 a NaN bound, low > high, an unknown preserve_norm or relative.
         """
-        for problem in self._problems(k):
+        for problem in itertools.chain(self.misshapen(), self._misvalued(k)):
             raise problem
         return self
 
-    def _problems(self, k: int) -> Iterator[Exception]:
+    def misshapen(self) -> Iterator[Exception]:
+        """What is wrong with the columns' shapes, dtypes and layout; reads no values."""
         if self.direction.ndim != 2:
             yield ValueError(f"table.direction must be [R, S], got shape {list(self.direction.shape)}")
         rows, slots = self.direction.shape
@@ -169,6 +182,8 @@ class SteerTable:
                 yield ValueError(f"table.{name} is on {column.device}, table.direction on {self.device}")
             if not column.is_contiguous():
                 yield ValueError(f"table.{name} must be contiguous, got strides {column.stride()}")
+
+    def _misvalued(self, k: int) -> Iterator[Exception]:
         used = (self.direction != -1).cpu()
 
         def first(bad: Tensor) -> tuple[int, ...] | None:

@@ -1,0 +1,288 @@
+"""The backend of compiled row kernels (`csrc/cpu`), for tensors on the CPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .moments import Moments
+from .table import SteerTable
+
+REBUILD = (
+    "the compiled module emosteer._cpu is missing or does not load ({reason}). Build it with\n"
+    "    pip install -e .        (in a checkout)   or   pip install --force-reinstall --no-deps emosteer\n"
+    "which needs a C++ compiler (Debian, Ubuntu: apt-get install g++). "
+    'Meanwhile EMOSTEER_BACKEND=reference or `with emosteer.backend("reference"):` runs without it, slowly.'
+)
+
+_reason: str | None = None
+try:  # after torch, so that both share one OpenMP runtime
+    from emosteer import _cpu
+except ImportError as error:
+    _reason = REBUILD.format(reason=error)
+
+_CODE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+# Up to this many multiply-adds the row kernel beats a matrix product's fixed cost.
+_SMALL_PROJECTION = 1 << 18
+# Rows widened to float32 at a time before a matrix product.
+_CHUNK_ROWS = 4096
+
+
+def unavailable() -> str | None:
+    """Why this backend cannot run here, None if it can."""
+    return _reason
+
+
+def steer_(x: Tensor, directions: Tensor, table: SteerTable, token_row: Tensor | None, scale: float) -> None:
+    handle = table._handle or _table_handle(table)
+    k, dim = directions.shape
+    if x.is_contiguous():
+        _cpu.steer_rows(
+            _CODE[x.dtype],
+            x.data_ptr(),
+            x.numel() // dim,
+            dim,
+            dim * x.element_size(),
+            directions.data_ptr(),
+            k,
+            handle,
+            0 if token_row is None else token_row.data_ptr(),
+            scale,
+        )
+        return
+    view = _rows(x)
+    if view is None:
+        steered = x.contiguous()
+        steer_(steered, directions, table, token_row, scale)
+        x.copy_(steered)
+        return
+    token = 0 if token_row is None else token_row.data_ptr()
+    _cpu.steer(
+        _CODE[x.dtype], view, view, x.numel() // dim, dim, directions.data_ptr(), k, handle, token, scale
+    )
+
+
+def steer(
+    x: Tensor, directions: Tensor, table: SteerTable, token_row: Tensor | None, scale: float
+) -> Tensor:
+    out = torch.empty(x.shape, dtype=x.dtype)
+    k, dim = directions.shape
+    view = _rows(x)
+    if view is None:
+        out.copy_(x)
+        steer_(out, directions, table, token_row, scale)
+        return out
+    _cpu.steer(
+        _CODE[x.dtype],
+        view,
+        _rows(out),
+        x.numel() // dim,
+        dim,
+        directions.data_ptr(),
+        k,
+        table._handle or _table_handle(table),
+        0 if token_row is None else token_row.data_ptr(),
+        scale,
+    )
+    return out
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, weight_offset: float) -> Tensor:
+    out = torch.empty(x.shape, dtype=x.dtype)
+    dim = x.shape[-1]
+    view = _rows(x) or _rows(x := x.contiguous())
+    _cpu.rms_norm(
+        _CODE[x.dtype],
+        view,
+        _rows(out),
+        x.numel() // dim,
+        dim,
+        weight.data_ptr(),
+        _CODE[weight.dtype],
+        eps,
+        weight_offset,
+    )
+    return out
+
+
+def steer_rms_norm_(
+    x: Tensor,
+    weight: Tensor,
+    directions: Tensor,
+    table: SteerTable,
+    token_row: Tensor | None,
+    scale: float,
+    residual: Tensor | None,
+    eps: float,
+    weight_offset: float,
+) -> Tensor:
+    normed = torch.empty(x.shape, dtype=x.dtype)
+    view = _rows(x)
+    if view is None:
+        stream = x.contiguous()
+        normed = steer_rms_norm_(
+            stream, weight, directions, table, token_row, scale, residual, eps, weight_offset
+        )
+        x.copy_(stream)
+        return normed
+    k, dim = directions.shape
+    other = _NONE
+    if residual is not None:
+        other = _rows(residual) or _rows(residual := residual.contiguous())
+    _cpu.steer_rms_norm(
+        _CODE[x.dtype],
+        view,
+        other,
+        _rows(normed),
+        x.numel() // dim,
+        dim,
+        weight.data_ptr(),
+        _CODE[weight.dtype],
+        eps,
+        weight_offset,
+        directions.data_ptr(),
+        k,
+        table._handle or _table_handle(table),
+        0 if token_row is None else token_row.data_ptr(),
+        scale,
+    )
+    return normed
+
+
+def project(x: Tensor, directions: Tensor, center: Tensor | None, cosine: bool) -> Tensor:
+    k, dim = directions.shape
+    n = x.numel() // dim
+    dots = torch.empty(*x.shape[:-1], k)
+    if n * k * dim <= _SMALL_PROJECTION:
+        view = _rows(x) or _rows(x := x.contiguous())
+        at = 0 if center is None else center.data_ptr()
+        _cpu.project(
+            _CODE[x.dtype], view, n, dim, directions.data_ptr(), k, at, cosine, dots.data_ptr(), 0, 0
+        )
+        return dots
+    rows, flat = x.reshape(-1, dim), dots.view(-1, k)
+    if x.dtype == torch.float32 and center is None and not cosine:
+        torch.mm(rows, directions.T, out=flat)
+        return dots
+    for start in range(0, n, _CHUNK_ROWS):
+        chunk, norms = _widen(rows[start : start + _CHUNK_ROWS], center, cosine)
+        part = flat[start : start + _CHUNK_ROWS]
+        torch.mm(chunk, directions.T, out=part)
+        if cosine:
+            part *= torch.where(norms > 0, norms.reciprocal(), norms)[:, None]
+    return dots
+
+
+def _widen(rows: Tensor, center: Tensor | None, norms: bool) -> tuple[Tensor, Tensor]:
+    """`rows − center` in float32 and, if wanted, their norms, from one read."""
+    n, dim = rows.shape
+    wide, length = torch.empty(n, dim), torch.empty(n if norms else 0)
+    at = 0 if center is None else center.data_ptr()
+    _cpu.project(
+        _CODE[rows.dtype],
+        _rows(rows),
+        n,
+        dim,
+        0,
+        0,
+        at,
+        False,
+        0,
+        wide.data_ptr(),
+        length.data_ptr() if norms else 0,
+    )
+    return wide, length
+
+
+def moments_update_(
+    moments: Moments, x: Tensor, token_group: Tensor | None, weight: Tensor | None
+) -> None:
+    dim, n = x.shape[-1], x.numel() // x.shape[-1]
+    group = 0 if token_group is None else token_group.data_ptr()
+    _cpu.check_groups(group, n, moments.n_groups)
+    counted = weight if weight is not None else torch.ones(n)
+    if token_group is not None:
+        counted = torch.where(token_group.reshape(-1) >= 0, counted, 0.0)
+    total = float(counted.sum(dtype=torch.float64))
+    if total <= 0:
+        return
+    view = _rows(x) or _rows(x := x.contiguous())
+    at_weight = 0 if weight is None else weight.data_ptr()
+
+    def run(shift: Tensor, into: Tensor, rows: Tensor | None) -> None:
+        at = 0 if rows is None else rows.data_ptr()
+        _cpu.moments(
+            _CODE[x.dtype],
+            view,
+            n,
+            dim,
+            group,
+            moments.n_groups,
+            at_weight,
+            shift.data_ptr(),
+            into.data_ptr(),
+            at,
+        )
+
+    if not moments.started:
+        pilot = torch.zeros(moments.n_groups, dim, dtype=torch.float64)
+        run(torch.zeros(dim, dtype=torch.float64), pilot, None)
+        moments.shift.copy_(pilot.sum(0) / total)
+        moments.started.fill_(True)
+    rows = None if moments.scatter is None else torch.empty(n, dim)
+    run(moments.shift, moments.sum, rows)
+    if token_group is None:
+        moments.count[0] += total
+    else:
+        moments.count.index_add_(0, token_group.reshape(-1).clamp(min=0), counted.double())
+    if rows is not None and moments.scatter is not None:
+        for start in range(0, n, _CHUNK_ROWS):
+            add_lower_triangle_(moments.scatter, rows[start : start + _CHUNK_ROWS])
+
+
+# Below this size a triangle is cheaper taken as a square and cut than split further.
+_TRIANGLE = 256
+
+
+def add_lower_triangle_(scatter: Tensor, rows: Tensor, start: int = 0, stop: int | None = None) -> None:
+    """`scatter += tril(rowsᵀ rows)` by halves: one square product below the diagonal, then the two smaller triangles."""
+    stop = rows.shape[1] if stop is None else stop
+    if stop - start <= _TRIANGLE:
+        columns = rows[:, start:stop]
+        scatter[start:stop, start:stop] += (columns.T @ columns).tril_()
+        return
+    middle = start + (stop - start) // 2
+    scatter[middle:stop, start:middle].addmm_(rows[:, middle:stop].T, rows[:, start:middle])
+    add_lower_triangle_(scatter, rows, start, middle)
+    add_lower_triangle_(scatter, rows, middle, stop)
+
+
+def _table_handle(table: SteerTable) -> _cpu.Table:
+    for problem in table.misshapen():
+        raise problem
+    handle = _cpu.Table(table.rows, table.slots, *(column.data_ptr() for column in table.columns()))
+    object.__setattr__(table, "_handle", handle)
+    return handle
+
+
+def _rows(x: Tensor) -> _cpu.Rows | None:
+    """The rows of `x` by two strides; None where its leading dimensions do not collapse to two."""
+    item = x.element_size()
+    if x.is_contiguous():
+        return _cpu.Rows(x.data_ptr(), 1, x.shape[-1] * item, 0)
+    sizes, strides = [], []
+    for size, stride in zip(x.shape[:-1], x.stride()[:-1]):
+        if size == 1:
+            continue
+        if sizes and strides[-1] == size * stride:  # collapses into the dimension before
+            sizes[-1], strides[-1] = sizes[-1] * size, stride
+        else:
+            sizes.append(size)
+            strides.append(stride)
+    if len(sizes) > 2:
+        return None
+    sizes, strides = [1] * (2 - len(sizes)) + sizes, [0] * (2 - len(strides)) + strides
+    return _cpu.Rows(x.data_ptr(), sizes[1], strides[0] * item, strides[1] * item)
+
+
+_NONE = None if _reason else _cpu.Rows(0, 1, 0, 0)

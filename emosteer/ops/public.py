@@ -1,0 +1,253 @@
+"""The public operations: check the arguments once, then run the backend or, where torch is tracing, the operator."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import backends, checks
+from .moments import Moments
+from .table import SteerTable
+
+_is_compiling = torch.compiler.is_compiling
+_grad_enabled = torch.is_grad_enabled
+
+
+def _traced(x: Tensor) -> bool:
+    """Whether the call must go through torch's dispatcher: compilation, fake tensors, other subclasses."""
+    return _is_compiling() or (type(x) is not Tensor and type(x) is not torch.nn.Parameter)
+
+
+def project(
+    x: Tensor, directions: Tensor, *, center: Tensor | None = None, cosine: bool = False
+) -> Tensor:
+    """Project rows on directions.
+
+        scores = (x − center) · directionsᵀ          cosine: divided by ‖x − center‖, 0 where that is 0
+
+    Args:
+        x: `[..., D]` float32, bfloat16 or float16, last dimension contiguous.
+        directions: `[K, D]` float32, rows of unit length.
+        center: `[D]`, subtracted from every row first.
+        cosine: whether to divide by the length of the row.
+
+    Returns:
+        `[..., K]` float32.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, shape, device or length; the message names the argument.
+    """
+    if _traced(x) or (_grad_enabled() and (x.requires_grad or directions.requires_grad)):
+        checks.rows_of(x, exact=True)
+        return torch.ops.emosteer.project.default(x, directions, center, cosine)
+    run = backends.of(x.device)
+    checks.rows_of(x, exact=run is backends.reference)
+    checks.directions(directions, x)
+    return run.project(x, directions, checks.center(center, x), bool(cosine))
+
+
+def steer_(
+    x: Tensor,
+    directions: Tensor,
+    table: SteerTable,
+    token_row: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+) -> Tensor:
+    """Steer rows of the residual stream in place, each by its row of the table (formula: `SteerTable`).
+
+    Args:
+        x: `[..., D]` float32, bfloat16 or float16, last dimension contiguous; rows of any stride.
+        directions: `[K, D]` float32, rows of unit length.
+        table: what each row of a batch does.
+        token_row: int32, one entry a row of `x`: its row of the table, −1 to leave it bit for bit as
+            it is. None for a dense batch: N rows spread evenly over the R rows of the table.
+        scale: one unit of length, e.g. the layer's mean residual norm.
+
+    Returns:
+        `x`.
+
+    Raises:
+        TypeError, ValueError: the message names the argument; nothing has been written then.
+        RuntimeError: `x` needs a gradient; use `steer`.
+    """
+    if _traced(x):
+        _steer_traced(x, directions, table, token_row, scale)
+        return x
+    if x.requires_grad and _grad_enabled():
+        raise RuntimeError("steer_ writes in place and x requires a gradient; use steer, which is differentiable")
+    run = backends.of(x.device)
+    rows = checks.rows_of(x, exact=run is backends.reference)
+    checks.directions(directions, x)
+    checks.table(table, rows, token_row, x)
+    if token_row is not None:
+        token_row = checks.index(token_row, "token_row", rows, x)
+    if rows:
+        run.steer_(x, directions, table, token_row, checks.scale(scale))
+    return x
+
+
+def _steer_traced(
+    x: Tensor, directions: Tensor, table: SteerTable, token_row: Tensor | None, scale: float
+) -> None:
+    torch.ops.emosteer.steer_.default(x, directions, *table.columns(), token_row, scale)
+
+
+def steer(
+    x: Tensor,
+    directions: Tensor,
+    table: SteerTable,
+    token_row: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+) -> Tensor:
+    """`steer_` out of place, with gradients for `x`, `directions` and the table's strengths, bounds and angles.
+
+    Arguments and errors as `steer_`. Returns a new contiguous tensor. The backend `reference` also
+    takes float64, for gradient checks.
+    """
+    wanted = _grad_enabled() and (
+        x.requires_grad
+        or directions.requires_grad
+        or table.strength.requires_grad
+        or table.low.requires_grad
+        or table.high.requires_grad
+        or table.rotate.requires_grad
+    )
+    if _traced(x) or wanted:
+        return torch.ops.emosteer.steer.default(x, directions, *table.columns(), token_row, scale)
+    run = backends.of(x.device)
+    rows = checks.rows_of(x, exact=run is backends.reference)
+    checks.directions(directions, x)
+    checks.table(table, rows, token_row, x)
+    token_row = checks.index(token_row, "token_row", rows, x)
+    if not rows:
+        return torch.empty_like(x)
+    return run.steer(x, directions, table, token_row, checks.scale(scale))
+
+
+def rms_norm(
+    x: Tensor, weight: Tensor, *, eps: float = 1e-6, weight_offset: float = 0.0
+) -> Tensor:
+    """Root-mean-square norm, as in Hugging Face models (Zhang & Sennrich, 2019).
+
+        y = x / sqrt(mean(x²) + eps) · (weight + weight_offset)
+
+    Computed in float32 and rounded once to the dtype of `x`.
+
+    Args:
+        x: `[..., D]` float32, bfloat16 or float16.
+        weight: `[D]`, of any of these dtypes.
+        eps: added to the mean square.
+        weight_offset: 1.0 for models that store the weight less one (Gemma).
+
+    Returns:
+        like `x`, contiguous.
+
+    Raises:
+        TypeError, ValueError: the message names the argument.
+    """
+    if _traced(x) or (_grad_enabled() and (x.requires_grad or weight.requires_grad)):
+        return torch.ops.emosteer.rms_norm.default(x, weight, eps, weight_offset)
+    run = backends.of(x.device)
+    rows = checks.rows_of(x, exact=run is backends.reference)
+    weight = checks.norm_weight(weight, x)
+    if not rows:
+        return torch.empty_like(x)
+    return run.rms_norm(x, weight, checks.eps(eps), float(weight_offset))
+
+
+def steer_rms_norm_(
+    x: Tensor,
+    weight: Tensor,
+    directions: Tensor,
+    table: SteerTable,
+    token_row: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    residual: Tensor | None = None,
+    eps: float = 1e-6,
+    weight_offset: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Steer the residual stream and normalise it for the next sublayer, in one pass.
+
+        stream = steer(x + residual), rounded once, written to x;  normed = rms_norm(stream)
+
+    Arguments and errors as `steer_` and `rms_norm`; `residual` is like `x`.
+
+    Returns:
+        `(normed, stream)`; `stream` is `x`.
+    """
+    if _traced(x):
+        normed = torch.ops.emosteer.steer_rms_norm_.default(
+            x, weight, directions, *table.columns(), token_row, scale, residual, eps, weight_offset
+        )
+        return normed, x
+    if _grad_enabled() and (x.requires_grad or weight.requires_grad):
+        if x.requires_grad:
+            raise RuntimeError(
+                "steer_rms_norm_ writes in place and x requires a gradient; use steer, then rms_norm"
+            )
+        weight = weight.detach()
+    run = backends.of(x.device)
+    rows = checks.rows_of(x, exact=run is backends.reference)
+    weight = checks.norm_weight(weight, x)
+    checks.directions(directions, x)
+    checks.table(table, rows, token_row, x)
+    if token_row is not None:
+        token_row = checks.index(token_row, "token_row", rows, x)
+    checks.residual(residual, x)
+    if not rows:
+        return torch.empty_like(x), x
+    normed = run.steer_rms_norm_(
+        x,
+        weight,
+        directions,
+        table,
+        token_row,
+        checks.scale(scale),
+        residual,
+        checks.eps(eps),
+        float(weight_offset),
+    )
+    return normed, x
+
+
+def moments_update_(
+    moments: Moments, x: Tensor, token_group: Tensor | None = None, weight: Tensor | None = None
+) -> Moments:
+    """Count rows into streaming moments (formulas: `Moments`).
+
+    Args:
+        moments: updated in place.
+        x: `[..., D]` float32, bfloat16 or float16.
+        token_group: int32, one entry a row of `x`: the group it counts for, −1 for none. None: all in group 0.
+        weight: float32, one entry a row of `x`, at least 0. None: all 1.
+
+    Returns:
+        `moments`.
+
+    Raises:
+        TypeError, ValueError: the message names the argument; nothing has been counted then.
+    """
+    if _traced(x):
+        torch.ops.emosteer.moments_update_.default(
+            moments.count,
+            moments.sum,
+            moments.shift,
+            moments.started,
+            moments.scatter,
+            x,
+            token_group,
+            weight,
+        )
+        return moments
+    x = x.detach()
+    run = backends.of(x.device)
+    rows = checks.rows_of(x, exact=run is backends.reference)
+    checks.moments(moments, x)
+    token_group = checks.index(token_group, "token_group", rows, x)
+    weight = checks.token_weight(weight, rows, x)
+    if rows:
+        run.moments_update_(moments, x, token_group, weight)
+    return moments

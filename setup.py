@@ -1,0 +1,95 @@
+"""Builds the compiled modules. No torch header is included, so one build serves every torch.
+
+`emosteer._cpu` needs a C++17 compiler. `emosteer._cuda` is built as well where nvcc is found;
+EMOSTEER_CUDA=0 leaves it out and EMOSTEER_CUDA=1 insists on it.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+
+NO_COMPILER = """
+emosteer needs a C++ compiler and could not run {compiler!r}: {reason}
+Install one and try again:
+    Debian, Ubuntu:  apt-get install g++
+    Fedora, RHEL:    dnf install gcc-c++
+    conda:           conda install -c conda-forge cxx-compiler
+or point the environment variable CXX at yours.
+"""
+
+# The row kernels are compiled once for each; the fastest one that the machine has is chosen at import.
+AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
+X86_ISAS = {"avx2": AVX2, "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
+COMMON = ["-std=c++17", "-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-fvisibility=hidden"]
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+
+
+def check_compiler() -> None:
+    """Fails with what to install rather than with a compiler's own words."""
+    compiler = os.environ.get("CXX", "g++" if shutil.which("g++") else "c++")
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.cpp")
+        source.write_text("#include <omp.h>\n#include <vector>\nint main() { return omp_get_max_threads() < 1; }\n")
+        command = [*compiler.split(), "-std=c++17", "-fopenmp", str(source), "-o", str(Path(folder, "probe"))]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True)
+        except OSError as error:
+            sys.exit(NO_COMPILER.format(compiler=compiler, reason=error.strerror))
+        if done.returncode:
+            sys.exit(NO_COMPILER.format(compiler=compiler, reason=done.stderr.strip()[-500:]))
+    os.environ.setdefault("CXX", compiler)
+
+
+class BuildExt(build_ext):
+    """Compiles csrc/cpu/rows.cpp once per instruction set and links all of them into one module."""
+
+    def build_extensions(self) -> None:
+        check_compiler()
+        self.compiler.set_executable("compiler_so_cxx", [*os.environ["CXX"].split(), "-fPIC"])
+        super().build_extensions()
+
+    def build_extension(self, ext: Extension) -> None:
+        if ext.name == "emosteer._cpu":
+            ext.extra_objects = self.row_kernels()
+        super().build_extension(ext)
+
+    def row_kernels(self) -> list[str]:
+        isas = {"baseline": [], **(X86_ISAS if X86 else {})}
+        objects = []
+        for isa, flags in isas.items():
+            objects += self.compiler.compile(
+                ["csrc/cpu/rows.cpp"],
+                output_dir=os.path.join(self.build_temp, isa),
+                macros=[("EMOSTEER_ISA", isa)],
+                extra_postargs=[*COMMON, *flags],
+                depends=["csrc/cpu/rows.hpp", "csrc/cpu/solve.hpp"],
+            )
+        return objects
+
+
+def cpu_module() -> Extension:
+    import pybind11
+
+    return Extension(
+        "emosteer._cpu",
+        ["csrc/cpu/bindings.cpp", "csrc/cpu/dispatch.cpp", "csrc/cpu/solve.cpp"],
+        include_dirs=["csrc/cpu", pybind11.get_include()],
+        depends=["csrc/cpu/rows.hpp", "csrc/cpu/solve.hpp", "csrc/cpu/rows.cpp"],
+        define_macros=[("EMOSTEER_X86", "1")] if X86 else [],
+        extra_compile_args=COMMON,
+        extra_link_args=["-fopenmp"],
+        language="c++",
+    )
+
+
+setup(ext_modules=[cpu_module()], cmdclass={"build_ext": BuildExt})
