@@ -1,0 +1,1 @@
+"""Models of transformers: loading them, finding their blocks, patching them, placing their tokens."""
