@@ -1,0 +1,99 @@
+"""Programs → rows of a steering table, written in microseconds."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+
+from emosteer.ops import SteerTable
+from emosteer.programs import Program
+
+
+class TableRows:
+    """A steering table and the programs in its rows.
+
+    A program is packed into bytes once, whenever it is first seen; writing rows is then one join and
+    a few strided copies. On a GPU the rows are written to a host copy and sent over, to the same
+    addresses.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        rows: int,
+        slots: int,
+        *,
+        device: torch.device,
+        preserve_norm: bool,
+        relative: bool,
+    ) -> None:
+        self._index = {name: k for k, name in enumerate(names)}
+        self._preserve_norm = preserve_norm
+        self._relative = relative
+        self._packed: dict[Program, bytes] = {}
+        self._programs = [Program()] * rows
+        self._host = SteerTable.empty(rows, slots)
+        self.table = self._host if device.type == "cpu" else SteerTable.empty(rows, slots, device=device)
+        self._columns = [column.numpy() for column in self._host.columns()]
+        self._words = [c.view(np.int32) if c.dtype != np.uint8 else c for c in self._columns]
+
+    @property
+    def programs(self) -> tuple[Program, ...]:
+        return tuple(self._programs)
+
+    def write(self, rows: Iterable[int], programs: Sequence[Program]) -> None:
+        """Put programs into rows.
+
+        Raises:
+            IndexError: a row that the table does not have.
+            ValueError: a program with more slots than the table, or with a name that is not in the bank.
+        """
+        rows = list(rows)
+        count, slots = self._host.rows, self._host.slots
+        for row in rows:
+            if not isinstance(row, int) or not -count <= row < count:
+                raise IndexError(f"row {row!r} is outside the table, which has rows 0 to {count - 1}")
+        packed = self._packed
+        try:
+            data = b"".join([packed[program] for program in programs])
+        except KeyError:
+            for program in programs:
+                if program not in packed:
+                    packed[program] = self._pack(program)
+            data = b"".join([packed[program] for program in programs])
+        words = np.frombuffer(data, dtype=np.int32).reshape(len(rows), 5 * slots + 2)
+        at: slice | list[int] = slice(None) if rows == list(range(count)) else rows
+        for j in range(5):
+            self._words[j][at] = words[:, j * slots : (j + 1) * slots]
+        self._words[5][at] = words[:, -2]
+        self._words[6][at] = words[:, -1]
+        for row, program in zip(rows, programs):
+            self._programs[row] = program
+        if self.table is not self._host:
+            self.table.copy_(self._host)
+
+    def _pack(self, program: Program) -> bytes:
+        slots = self._host.slots
+        if len(program.slots) > slots:
+            raise ValueError(
+                f"program {program} combines {len(program.slots)} directions, the table has {slots} slots a row; "
+                f"pass slots={len(program.slots)} to es.steer"
+            )
+        spare = slots - len(program.slots)
+        inf = float("inf")
+        try:
+            directions = [self._index[slot.name] for slot in program.slots]
+        except KeyError as missing:
+            raise ValueError(f"no direction is called {missing.args[0]!r}") from None
+        columns = [
+            struct.pack(f"{slots}i", *directions, *[-1] * spare),
+            struct.pack(f"{slots}f", *(s.strength for s in program.slots), *[0.0] * spare),
+            struct.pack(f"{slots}f", *(s.low for s in program.slots), *[-inf] * spare),
+            struct.pack(f"{slots}f", *(s.high for s in program.slots), *[inf] * spare),
+            struct.pack(f"{slots}f", *(s.rotate for s in program.slots), *[0.0] * spare),
+            struct.pack("2i", program.norm_form(self._preserve_norm), int(self._relative)),
+        ]
+        return b"".join(columns)

@@ -1,0 +1,274 @@
+"""Programs → a patched model: every row of a batch steered by its own program, at every chosen block."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .bank import Bank
+from .models.blocks import Decoder, find_decoder, resolve_layers
+from .models.injection import Injection
+from .models.patching import unwrap
+from .models.positions import Positions
+from .programs import Program, add
+from .models.table_rows import TableRows
+
+# Slots a row of the table has at least, so that a later `set` may combine a few programs.
+MIN_SLOTS = 4
+
+ProgramLike = str | Program | None
+
+
+def steer(
+    model: nn.Module,
+    bank: Bank,
+    programs: ProgramLike | Sequence[ProgramLike],
+    strength: float | Sequence[float | None] | None = None,
+    *,
+    layers: Any = "middle",
+    positions: Any = "all",
+    preserve_norm: bool = True,
+    relative: bool = False,
+    scale: float | Mapping[int, float] | None = None,
+    slots: int = MIN_SLOTS,
+    fused: bool = True,
+    strict: bool = False,
+) -> Steering:
+    """Steer a model: `with es.steer(model, bank, "calm", 0.1): model.generate(...)`.
+
+    At each chosen block `l` the residual stream after it becomes, for a token whose row has the
+    program with slots `j` (see `emosteer.ops.SteerTable`),
+
+        y = x + Σ_j δ_j v_j,   δ_j = strength_j·u + clip(p_j, low_j·u, high_j·u) − p_j,   p_j = <x, v_j>
+
+    and then, as the program says, is brought back to the norm of `x`. A unit `u` is the block's mean
+    residual norm (`bank.scale[l]`), so a strength is a fraction of it (Sofroniew et al., 2026).
+
+    Args:
+        model: any Hugging Face decoder (compiled, PEFT-wrapped or not).
+        bank: the directions.
+        programs: a name with `strength`, a program (`es.add("calm", 0.1) + es.cap("angry", 0.0)`), None for
+            unsteered; or a sequence of them, one a row of the batch. A batch grown to k times as many rows
+            (beams, several returned sequences) keeps each row's program.
+        strength: for names: one number, or one a program.
+        layers: "middle" (blocks from 40% to 70% of the depth), "all", numbers, fractions, several. The
+            strength applies at each of them.
+        positions: "all", "prompt", "generated", a slice or a bool mask (`emosteer.models.positions.Positions`).
+        preserve_norm: keep each row's norm where a program does not say; programs with bounds keep it by
+            rescaling only what is orthogonal to their directions.
+        relative: measure strengths and bounds by each token's own norm instead.
+        scale: one unit of length, or one a block, instead of the bank's.
+        slots: slots of a row: how many directions a program may combine.
+        fused: steer inside the norm that reads the block's output, where that is proved to be the same.
+        strict: raise instead of warn where the bank was made from another model.
+
+    Returns:
+        a handle to use in `with`; `handle.set(row, program)` changes a program between steps.
+
+    Raises:
+        TypeError, ValueError: before anything is patched; the message names the argument.
+    """
+    return Steering(
+        model,
+        bank,
+        programs,
+        strength,
+        layers=layers,
+        positions=positions,
+        preserve_norm=preserve_norm,
+        relative=relative,
+        scale=scale,
+        slots=slots,
+        fused=fused,
+        strict=strict,
+    )
+
+
+class Steering:
+    """A model steered by programs; made by `steer`. Patched on entering `with` (or `attach`), restored on leaving it (`detach`)."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        bank: Bank,
+        programs: Any,
+        strength: Any,
+        *,
+        layers: Any,
+        positions: Any,
+        preserve_norm: bool,
+        relative: bool,
+        scale: Any,
+        slots: int,
+        fused: bool,
+        strict: bool,
+    ) -> None:
+        if not isinstance(bank, Bank):
+            raise TypeError(f"bank must be an emosteer Bank, got {type(bank).__name__}")
+        self.model = unwrap(model)
+        self.bank = bank
+        rows = _programs(programs, strength)
+        for program in rows:
+            for name in program.names:
+                bank.index(name)
+        self._decoder = find_decoder(self.model)
+        _check_origin(self.model, self._decoder, bank, strict)
+        self.layers = _layers(layers, self._decoder.depth, bank)
+        self._positions = Positions(positions, len(rows))
+        self._rows = TableRows(
+            bank.names,
+            len(rows),
+            max([slots, 1, *(len(p.slots) for p in rows)]),
+            device=_device(self._decoder),
+            preserve_norm=preserve_norm,
+            relative=relative,
+        )
+        self._rows.write(range(len(rows)), rows)
+        self._injection = Injection(
+            model if hasattr(model, "generate") else self.model,
+            self.model,
+            self._decoder,
+            {layer: bank.directions[layer] for layer in self.layers},
+            _scales(self.layers, bank, scale, relative),
+            self._rows.table,
+            self._positions,
+            fused=fused,
+        )
+
+    @property
+    def table(self):
+        """The `SteerTable` that the kernels read."""
+        return self._rows.table
+
+    @property
+    def programs(self) -> tuple[Program, ...]:
+        """The program of each row."""
+        return self._rows.programs
+
+    def set(self, row: int, program: ProgramLike, strength: float | None = None) -> None:
+        """Give one row another program, from the next forward pass on; nothing is recompiled or captured again."""
+        (one,) = _programs(program, strength)
+        self._rows.write((row,), (one,))
+
+    def set_all(self, programs: Sequence[ProgramLike], strength: Any = None) -> None:
+        """Give every row another program."""
+        rows = _programs(list(programs), strength)
+        if len(rows) != self._rows.table.rows:
+            raise ValueError(f"programs has {len(rows)} entries, expected {self._rows.table.rows}, one a row")
+        self._rows.write(range(len(rows)), rows)
+
+    def attach(self) -> Steering:
+        """Patch the model."""
+        self._injection.attach()
+        return self
+
+    def detach(self) -> None:
+        """Restore the model: the same objects as before, nothing left over."""
+        self._injection.detach()
+
+    def __enter__(self) -> Steering:
+        return self.attach()
+
+    def __exit__(self, *_error) -> None:
+        self.detach()
+
+    def report(self) -> str:
+        """Which blocks are steered inside the next norm, which at their output, and why."""
+        return self._injection.report()
+
+    def __repr__(self) -> str:
+        state = "attached" if self._injection.attached else "detached"
+        return f"Steering({type(self.model).__name__}, {len(self.programs)} programs, layers {list(self.layers)}, {state})"
+
+
+def _programs(programs: Any, strength: Any) -> tuple[Program, ...]:
+    if programs is None or isinstance(programs, (str, Program)):
+        programs = [programs]
+    if not isinstance(programs, Iterable) or isinstance(programs, Mapping):
+        raise TypeError(
+            f"programs must be a name, a program, None or a sequence of them, got {type(programs).__name__}"
+        )
+    programs = list(programs)
+    if not programs:
+        raise ValueError("programs is empty; give one program, or one for each row of the batch")
+    if strength is None or isinstance(strength, (int, float)):
+        strength = [strength] * len(programs)
+    strength = list(strength)
+    if len(strength) != len(programs):
+        raise ValueError(f"strength has {len(strength)} entries, expected {len(programs)}, one a program")
+    return tuple(_program(p, s) for p, s in zip(programs, strength))
+
+
+def _program(program: ProgramLike, strength: float | None) -> Program:
+    if program is None:
+        return Program()
+    if isinstance(program, Program):
+        return program
+    if isinstance(program, str):
+        if strength is None:
+            raise ValueError(
+                f"program {program!r} is a name and needs a strength, e.g. es.steer(model, bank, {program!r}, 0.1)"
+            )
+        return add(program, strength)
+    raise TypeError(f"a program must be a name, a program or None, got {type(program).__name__}")
+
+
+def _layers(layers: Any, depth: int, bank: Bank) -> tuple[int, ...]:
+    wanted = resolve_layers(layers, depth)
+    missing = [layer for layer in wanted if layer not in bank.layers]
+    if missing and (not isinstance(layers, str) or len(missing) == len(wanted)):
+        raise ValueError(
+            f"layers {missing} are not in the bank, which has directions for layers {list(bank.layers)}; "
+            f"pass layers=… or extract them"
+        )
+    return tuple(layer for layer in wanted if layer in bank.layers)
+
+
+def _scales(layers: Sequence[int], bank: Bank, scale: Any, relative: bool) -> dict[int, float]:
+    if relative and scale is None:
+        return dict.fromkeys(layers, 1.0)
+    if isinstance(scale, Mapping):
+        missing = [layer for layer in layers if layer not in scale]
+        if missing:
+            raise ValueError(f"scale has no entry for the layers {missing}")
+        found = {layer: float(scale[layer]) for layer in layers}
+    elif scale is not None:
+        found = dict.fromkeys(layers, float(scale))
+    elif not bank.scale:
+        raise ValueError(
+            "the bank has no scale (mean residual norms), so strengths have no unit; "
+            "pass relative=True (fractions of each token's own norm) or scale=1.0 (absolute units)"
+        )
+    else:
+        found = {layer: float(bank.scale[layer]) for layer in layers}
+    for layer, value in found.items():
+        if not (value > 0 and value - value == 0):
+            raise ValueError(f"the scale of layer {layer} must be a positive number, got {value}")
+    return found
+
+
+def _check_origin(model: nn.Module, decoder: Decoder, bank: Bank, strict: bool) -> None:
+    if bank.dim != decoder.dim:
+        raise ValueError(
+            f"the bank has directions of width {bank.dim}, the residual stream of {type(model).__name__} "
+            f"has width {decoder.dim}; they belong to different models"
+        )
+    made_from = bank.provenance.get("model")
+    here = getattr(getattr(model, "config", None), "_name_or_path", None)
+    if made_from and here and made_from != here:
+        text = f"the bank was extracted from {made_from!r} and the model is {here!r}; its directions may mean nothing here"
+        if strict:
+            raise ValueError(text)
+        warnings.warn(text, stacklevel=4)
+
+
+def _device(decoder: Decoder) -> torch.device:
+    for block in decoder.blocks:
+        for parameter in block.parameters():
+            if parameter.device.type != "meta":
+                return parameter.device
+    return torch.device("cpu")
