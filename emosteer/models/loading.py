@@ -76,7 +76,7 @@ def load(
 
 
 def _builtin_file() -> tuple[Path, str]:
-        raise ValueError(f"revision={revision!r} is for Hub models; {text!r} is local")
+    """The file of the built-in model; its package is not imported (it would want llama.cpp)."""
     try:
         distribution = importlib.metadata.distribution(PACKAGE)
     except importlib.metadata.PackageNotFoundError:
