@@ -30,7 +30,15 @@ or point the environment variable CXX at yours.
 AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
 X86_ISAS = {"avx2": AVX2, "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
-COMMON = ["-std=c++17", "-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-fvisibility=hidden"]
+COMMON = [
+    "-std=c++17",
+    "-O3",
+    "-fopenmp",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wno-psabi",
+    "-fvisibility=hidden",
+]
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 
@@ -39,7 +47,9 @@ def check_compiler() -> None:
     compiler = os.environ.get("CXX", "g++" if shutil.which("g++") else "c++")
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "probe.cpp")
-        source.write_text("#include <omp.h>\n#include <vector>\nint main() { return omp_get_max_threads() < 1; }\n")
+        source.write_text(
+            "#include <omp.h>\n#include <vector>\nint main() { return omp_get_max_threads() < 1; }\n"
+        )
         command = [*compiler.split(), "-std=c++17", "-fopenmp", str(source), "-o", str(Path(folder, "probe"))]
         try:
             done = subprocess.run(command, capture_output=True, text=True)

@@ -72,9 +72,7 @@ class Bank:
         if magnitude is not None:
             self.magnitude = self._per_layer("magnitude", magnitude, [k])
         self.mean = self._per_layer("mean", mean, [d])
-        self.scale = {
-            layer: float(value) for layer, value in self._per_layer("scale", scale, []).items()
-        }
+        self.scale = {layer: float(value) for layer, value in self._per_layer("scale", scale, []).items()}
         self.projection_mean = self._per_layer("projection_mean", projection_mean, [k])
         self.projection_std = self._per_layer("projection_std", projection_std, [k])
         if bool(self.projection_mean) != bool(self.projection_std):
@@ -85,9 +83,7 @@ class Bank:
                     raise ValueError(f"{name}[{layer}] must not be negative, got {value}")
         self.provenance = _provenance(provenance)
 
-    def _per_layer(
-        self, name: str, given: Mapping[int, Any] | None, shape: list[int]
-    ) -> dict[int, Tensor]:
+    def _per_layer(self, name: str, given: Mapping[int, Any] | None, shape: list[int]) -> dict[int, Tensor]:
         """Finite numbers of `shape` for every layer; `scale` keeps float64, the rest is float32."""
         if given is None or not given:
             return {}
@@ -184,9 +180,7 @@ class Bank:
             FileNotFoundError: the folder does not exist.
         """
         fields = ("directions", "magnitude", *bank_file.OPTIONAL)
-        bank_file.write(
-            path, self.names, self.layers, {f: getattr(self, f) for f in fields}, self.provenance
-        )
+        bank_file.write(path, self.names, self.layers, {f: getattr(self, f) for f in fields}, self.provenance)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Bank:

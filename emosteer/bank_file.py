@@ -129,9 +129,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     for layer, rows in read["directions"].items():
         length = torch.linalg.vector_norm(rows.double(), dim=1)
         for k in (~((length - 1).abs() <= UNIT_TOLERANCE)).nonzero().flatten().tolist():
-            raise ValueError(
-                f"directions.{layer} has length {length[k].item():g} in row {k}, expected 1"
-            )
+            raise ValueError(f"directions.{layer} has length {length[k].item():g} in row {k}, expected 1")
     return {"names": names, "provenance": provenance, **read}
 
 

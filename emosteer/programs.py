@@ -129,3 +129,18 @@ def _finite(argument: str, value: float) -> float:
         raise ValueError(f"{argument} must be a finite number, got {number}")
     return number
 
+
+def _describe(slot: Slot) -> str:
+    parts = []
+    if slot.strength:
+        parts.append(f"{slot.strength:+g}")
+    if slot.low == slot.high:
+        parts.append(f"= {slot.low:g}")
+    elif slot.clamps:
+        if slot.low > -math.inf:
+            parts.append(f"≥ {slot.low:g}")
+        if slot.high < math.inf:
+            parts.append(f"≤ {slot.high:g}")
+    if slot.rotate:
+        parts.append(f"turned {math.degrees(slot.rotate):+g}°")
+    return " ".join([slot.name, *parts])

@@ -14,8 +14,8 @@ from .models.blocks import Decoder, find_decoder, resolve_layers
 from .models.injection import Injection
 from .models.patching import unwrap
 from .models.positions import Positions
-from .programs import Program, add
 from .models.table_rows import TableRows
+from .programs import Program, add
 
 # Slots a row of the table has at least, so that a later `set` may combine a few programs.
 MIN_SLOTS = 4
@@ -89,7 +89,10 @@ def steer(
 
 
 class Steering:
-    """A model steered by programs; made by `steer`. Patched on entering `with` (or `attach`), restored on leaving it (`detach`)."""
+    """A model steered by programs; made by `steer`.
+
+    Patched on entering `with` (or `attach`), restored on leaving it (`detach`).
+    """
 
     def __init__(
         self,
@@ -182,7 +185,8 @@ class Steering:
 
     def __repr__(self) -> str:
         state = "attached" if self._injection.attached else "detached"
-        return f"Steering({type(self.model).__name__}, {len(self.programs)} programs, layers {list(self.layers)}, {state})"
+        what = f"{len(self.programs)} programs, layers {list(self.layers)}, {state}"
+        return f"Steering({type(self.model).__name__}, {what})"
 
 
 def _programs(programs: Any, strength: Any) -> tuple[Program, ...]:
@@ -260,7 +264,10 @@ def _check_origin(model: nn.Module, decoder: Decoder, bank: Bank, strict: bool) 
     made_from = bank.provenance.get("model")
     here = getattr(getattr(model, "config", None), "_name_or_path", None)
     if made_from and here and made_from != here:
-        text = f"the bank was extracted from {made_from!r} and the model is {here!r}; its directions may mean nothing here"
+        text = (
+            f"the bank was extracted from {made_from!r} and the model is {here!r}; "
+            f"its directions may mean nothing here"
+        )
         if strict:
             raise ValueError(text)
         warnings.warn(text, stacklevel=4)

@@ -209,10 +209,7 @@ def stored(tmp_path, edit):
         (lambda t, m: t.pop("magnitude.3"), r"missing: \['magnitude.3'\]"),
         (lambda t, m: t.pop("directions.1"), r"missing: \['directions.1'\]"),
         (lambda t, m: t.update(other=torch.ones(1)), r"not expected: \['other'\]"),
-        (
-            lambda t, m: t.update({"mean.1": torch.ones(9)}),
-            r"mean.1 must be F32 \[8\], got F32 \[9",
-        ),
+        (lambda t, m: t.update({"mean.1": torch.ones(9)}), r"mean.1 must be F32 \[8\], got F32 \[9"),
         (lambda t, m: t.update({"scale.1": torch.ones(())}), r"scale.1 must be F64 \[\], got F32"),
         (lambda t, m: t["directions.3"][1].mul_(2), "directions.3 has length 2 in row 1"),
         (lambda t, m: t["directions.3"][1].fill_(math.nan), "directions.3 has length nan in row 1"),

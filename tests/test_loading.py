@@ -58,10 +58,7 @@ def gguf_file(tiny_llama, tmp_path):
     writer.add_eos_token_id(2)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for name, weight in model.state_dict().items():
-        for kind, heads in (
-            ("q_proj", config.num_attention_heads),
-            ("k_proj", config.num_key_value_heads),
-        ):
+        for kind, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
             if kind in name:
                 halves = weight.view(heads, 2, -1, weight.shape[1])
                 weight = halves.transpose(1, 2).reshape(weight.shape)
@@ -121,9 +118,7 @@ def test_a_hub_id_that_cannot_be_had_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(
-        OSError, match=r"(?s)'smolm2' is no file or folder here.*Did you mean 'smollm2'"
-    ):
+    with pytest.raises(OSError, match=r"(?s)'smolm2' is no file or folder here.*Did you mean 'smollm2'"):
         load("smolm2")
 
 
@@ -198,8 +193,7 @@ def test_two_processes_may_convert_at_once(gguf_file, cache):
     context = multiprocessing.get_context("spawn")  # a fork would inherit stopped OpenMP threads
     barrier, results = context.Barrier(2), context.SimpleQueue()
     processes = [
-        context.Process(target=_convert_at_once, args=(gguf_file, barrier, results))
-        for _ in range(2)
+        context.Process(target=_convert_at_once, args=(gguf_file, barrier, results)) for _ in range(2)
     ]
     for process in processes:
         process.start()

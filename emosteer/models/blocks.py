@@ -67,7 +67,8 @@ def _search(model: nn.Module) -> Decoder:
     config = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(
-            f"model {type(model).__name__} is an encoder–decoder; emosteer steers decoders, whose blocks share one residual stream"
+            f"model {type(model).__name__} is an encoder–decoder; "
+            f"emosteer steers decoders, whose blocks share one residual stream"
         )
     lists = {
         name: list(child)
@@ -91,8 +92,7 @@ def _search(model: nn.Module) -> Decoder:
             hook.remove()
 
     best = max(
-        ((len(blocks), name) for name, blocks in lists.items() if _is_chain(blocks, calls)),
-        default=None,
+        ((len(blocks), name) for name, blocks in lists.items() if _is_chain(blocks, calls)), default=None
     )
     if best is None:
         raise ValueError(

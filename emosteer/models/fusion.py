@@ -90,9 +90,7 @@ def _candidate(model: nn.Module, decoder: Decoder) -> Fusion:
     for at, (who, stream) in enumerate(events):
         if not isinstance(who, int):
             continue
-        reader, tensor = next(
-            ((w, t) for w, t in events[at + 1 :] if not isinstance(w, int)), (None, None)
-        )
+        reader, tensor = next(((w, t) for w, t in events[at + 1 :] if not isinstance(w, int)), (None, None))
         if reader is None or tensor is None or stream is None or not same_tensor(stream, tensor):
             name = "nothing" if reader is None else type(reader).__name__
             fusion.reasons[who] = f"the first module after it ({name}) does not read its output itself"

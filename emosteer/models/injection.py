@@ -89,7 +89,9 @@ class Injection:
     def attach(self) -> None:
         """Patch the model; on any error it is left as it was."""
         if self._patches is not None:
-            raise RuntimeError("this steering is attached already; detach it first, or make another one to nest")
+            raise RuntimeError(
+                "this steering is attached already; detach it first, or make another one to nest"
+            )
         self._check()
         earlier = [i for i in _attached.get(self.decoder.stack, ()) if i is not self]
         fusable = self._want_fused and not earlier
@@ -125,7 +127,9 @@ class Injection:
             checks.directions(v, x)
             checks.table(self.table, self.table.rows, None, x)
             checks.scale(self.scales[layer])
-        dtype = next((p.dtype for p in self.decoder.stack.parameters() if p.is_floating_point()), torch.float32)
+        dtype = next(
+            (p.dtype for p in self.decoder.stack.parameters() if p.is_floating_point()), torch.float32
+        )
         if dtype == torch.float64:
             raise TypeError("the model computes in float64, which the kernels do not; use model.float()")
 
@@ -223,7 +227,9 @@ class Injection:
                 why = self.fusion.reasons.get(layer, "no reading norm was found")
             lines.append(f"block {layer}: steered at its output ({why})")
         others = len(self.fusion.others)
-        lines.append(f"{others} other RMS norms computed by the kernel" if others else "other norms as they are")
+        lines.append(
+            f"{others} other RMS norms computed by the kernel" if others else "other norms as they are"
+        )
         return "\n".join(lines)
 
     # ---- the patches ------------------------------------------------------------------------------
@@ -284,7 +290,9 @@ class Injection:
                 return output
             hidden = first_tensor(output)
             if hidden is None:
-                raise RuntimeError(f"block {layer} returned {type(output).__name__}, which holds no hidden state")
+                raise RuntimeError(
+                    f"block {layer} returned {type(output).__name__}, which holds no hidden state"
+                )
             v = directions if directions.device == hidden.device else directions.to(hidden.device)
             table = self.table if self.table.device == hidden.device else self.table.to(hidden.device)
             row = now.token_row
@@ -300,7 +308,7 @@ class Injection:
 
     def _reader_forward(self, original: Callable, patches: Patches, layer: int, norm: RmsNorm) -> Callable:
         directions, scale, table = self.directions[layer], self.scales[layer], self.table
-        local, parameters, eps, offset = self._local, norm.module._parameters, norm.eps, norm.weight_offset
+        local, parameters, eps, offset = (self._local, norm.module._parameters, norm.eps, norm.weight_offset)
 
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_compiling() or local.mode != IN_PLACE or self._yielded or not patches.active:
@@ -318,7 +326,7 @@ class Injection:
         return forward
 
     def _norm_forward(self, original: Callable, patches: Patches, norm: RmsNorm) -> Callable:
-        local, parameters, eps, offset = self._local, norm.module._parameters, norm.eps, norm.weight_offset
+        local, parameters, eps, offset = (self._local, norm.module._parameters, norm.eps, norm.weight_offset)
 
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_compiling() or local.mode != IN_PLACE or self._yielded or not patches.active:

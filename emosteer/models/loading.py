@@ -116,8 +116,7 @@ def _from_hub(name: str, dtype: torch.dtype, revision: str | None) -> tuple[Any,
         near = difflib.get_close_matches(name.lower(), [BUILTIN], cutoff=0.7)
         hint = f" Did you mean {BUILTIN!r}?" if near else ""
         raise OSError(
-            f"{name!r} is no file or folder here, and the Hub gave no model of that name.{hint}\n"
-            f"{error}"
+            f"{name!r} is no file or folder here, and the Hub gave no model of that name.{hint}\n{error}"
         ) from error
 
 

@@ -10,6 +10,9 @@ from torch import nn
 
 _ABSENT = object()
 
+# Replacements that were undone while somebody else's lay on top of them, and what they had replaced.
+_buried: dict[Any, Any] = {}
+
 
 class Patches:
     """Replaced attributes of instances, undone in reverse order.
@@ -17,7 +20,8 @@ class Patches:
     Only instances are touched, never classes, so two models of one class do not meet. An attribute
     that the instance did not have is deleted again; one that it had comes back as the same object.
     Where somebody else has patched the same attribute in the meantime and is still there, the
-    replacement stays in their chain, calling straight through, until they are gone too.
+    replacement stays in their chain, calling straight through (`active` is False then), until they
+    are gone too.
     """
 
     def __init__(self) -> None:
@@ -43,7 +47,10 @@ class Patches:
         while self._undo:
             owner, name, before, replacement = self._undo.pop()
             if owner.__dict__.get(name, _ABSENT) is not replacement:
-                continue  # patched again from outside: `active` makes ours call straight through
+                _buried[replacement] = before
+                continue
+            while before in _buried:
+                before = _buried.pop(before)
             if before is _ABSENT:
                 del owner.__dict__[name]
             else:

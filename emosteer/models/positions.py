@@ -64,7 +64,9 @@ class Positions:
     def __init__(self, spec: Any, rows: int) -> None:
         if isinstance(spec, str):
             if spec not in ("all", "prompt", "generated"):
-                raise ValueError(f'positions must be "all", "prompt", "generated", a slice or a bool mask, got {spec!r}')
+                raise ValueError(
+                    f'positions must be "all", "prompt", "generated", a slice or a bool mask, got {spec!r}'
+                )
             if spec == "prompt":
                 spec = slice(0, None)  # bounded by the prompt's length below
                 self.until_prompt_end = True
@@ -83,7 +85,9 @@ class Positions:
             self.until_prompt_end = False
             spec = torch.as_tensor(spec)
             if spec.dtype != torch.bool:
-                raise TypeError(f"a positions mask must be bool, got {str(spec.dtype).removeprefix('torch.')}")
+                raise TypeError(
+                    f"a positions mask must be bool, got {str(spec.dtype).removeprefix('torch.')}"
+                )
             if spec.ndim not in (1, 2) or (spec.ndim == 2 and spec.shape[0] != rows):
                 raise ValueError(
                     f"a positions mask must have shape [T] or [{rows}, T], one row a program, got {list(spec.shape)}"
@@ -103,7 +107,7 @@ class Positions:
         return isinstance(self.spec, str)
 
     def chosen(self, position: Tensor, prompt_length: Tensor | None) -> Tensor:
-        """bool `[B, T]`: which of the positions `[B, T]` are acted on."""
+        """Bool `[B, T]`: which of the positions `[B, T]` are acted on."""
         spec = self.spec
         end = None if prompt_length is None else prompt_length[:, None]
         if isinstance(spec, str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ class TableRows:
             IndexError: a row that the table does not have.
             ValueError: a program with more slots than the table, or with a name that is not in the bank.
         """
-        rows = list(rows)
+        rows = tuple(rows)
         count, slots = self._host.rows, self._host.slots
         for row in rows:
             if not isinstance(row, int) or not -count <= row < count:
@@ -65,7 +66,9 @@ class TableRows:
                     packed[program] = self._pack(program)
             data = b"".join([packed[program] for program in programs])
         words = np.frombuffer(data, dtype=np.int32).reshape(len(rows), 5 * slots + 2)
-        at: slice | list[int] = slice(None) if rows == list(range(count)) else rows
+        at: Any = list(rows) if len(rows) > 1 else rows[0]
+        if len(rows) == count and rows == tuple(range(count)):
+            at = slice(None)
         for j in range(5):
             self._words[j][at] = words[:, j * slots : (j + 1) * slots]
         self._words[5][at] = words[:, -2]

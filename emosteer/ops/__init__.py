@@ -1,10 +1,10 @@
 """The operations on the residual stream: five small kernels, each with one definition and several backends."""
 
+from . import registration  # noqa: F401  makes torch.ops.emosteer.*
 from .backends import backend
 from .moments import Moments
 from .public import moments_update_, project, rms_norm, steer, steer_, steer_rms_norm_
 from .table import SteerTable
-from . import registration  # noqa: F401, I001  makes torch.ops.emosteer.*
 
 __all__ = [
     "Moments",

@@ -12,8 +12,6 @@ from types import ModuleType
 
 import torch
 
-from . import reference
-
 NAMES = ("reference", "cpu", "triton", "cuda")
 
 _asked: ContextVar[str | None] = ContextVar("emosteer_backend", default=None)

@@ -27,7 +27,8 @@ def rows_of(x: Tensor, name: str = "x", *, exact: bool = False) -> int:
         raise ValueError(f"{name} must have at least one column, got shape {list(x.shape)}")
     if dim > 1 and x.stride(-1) != 1 and x.numel():
         raise ValueError(
-            f"{name} must be contiguous in its last dimension, got strides {tuple(x.stride())}; call .contiguous() first"
+            f"{name} must be contiguous in its last dimension, "
+            f"got strides {tuple(x.stride())}; call .contiguous() first"
         )
     return x.numel() // dim
 
@@ -91,7 +92,8 @@ def index(index: Tensor | None, name: str, rows: int, x: Tensor) -> Tensor | Non
         raise TypeError(f"{name} must be a torch.Tensor or None, got {type(index).__name__}")
     if index.numel() != rows:
         raise ValueError(
-            f"{name} has {index.numel()} entries (shape {list(index.shape)}), expected one for each of the {rows} rows of x"
+            f"{name} has {index.numel()} entries (shape {list(index.shape)}), "
+            f"expected one for each of the {rows} rows of x"
         )
     if index.device != x.device:
         raise ValueError(f"{name} is on {index.device}, x is on {x.device}")
@@ -117,7 +119,9 @@ def norm_weight(weight: Tensor, x: Tensor) -> Tensor:
     if weight.dtype not in DTYPES and not (x.dtype == weight.dtype == torch.float64):
         raise TypeError(f"weight must be float32, bfloat16 or float16, got {_dtype(weight)}")
     if weight.ndim != 1 or weight.shape[0] != x.shape[-1]:
-        raise ValueError(f"weight must have shape [{x.shape[-1]}], as the columns of x, got {list(weight.shape)}")
+        raise ValueError(
+            f"weight must have shape [{x.shape[-1]}], as the columns of x, got {list(weight.shape)}"
+        )
     if weight.device != x.device:
         raise ValueError(f"weight is on {weight.device}, x is on {x.device}")
     return weight if weight.is_contiguous() else weight.contiguous()
@@ -151,7 +155,9 @@ def center(center: Tensor | None, x: Tensor) -> Tensor | None:
     if not center.is_floating_point():
         raise TypeError(f"center must be float32, got {_dtype(center)}")
     if center.ndim != 1 or center.shape[0] != x.shape[-1]:
-        raise ValueError(f"center must have shape [{x.shape[-1]}], as the columns of x, got {list(center.shape)}")
+        raise ValueError(
+            f"center must have shape [{x.shape[-1]}], as the columns of x, got {list(center.shape)}"
+        )
     if center.device != x.device:
         raise ValueError(f"center is on {center.device}, x is on {x.device}")
     return center if x.dtype == torch.float64 else center.float().contiguous()
@@ -175,7 +181,8 @@ def token_weight(weight: Tensor | None, rows: int, x: Tensor) -> Tensor | None:
         raise TypeError(f"weight must be a torch.Tensor or None, got {type(weight).__name__}")
     if weight.numel() != rows:
         raise ValueError(
-            f"weight has {weight.numel()} entries (shape {list(weight.shape)}), expected one for each of the {rows} rows of x"
+            f"weight has {weight.numel()} entries (shape {list(weight.shape)}), "
+            f"expected one for each of the {rows} rows of x"
         )
     if not weight.is_floating_point():
         raise TypeError(f"weight must be a floating-point tensor, got {_dtype(weight)}")

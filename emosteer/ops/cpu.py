@@ -62,9 +62,7 @@ def steer_(x: Tensor, directions: Tensor, table: SteerTable, token_row: Tensor |
     )
 
 
-def steer(
-    x: Tensor, directions: Tensor, table: SteerTable, token_row: Tensor | None, scale: float
-) -> Tensor:
+def steer(x: Tensor, directions: Tensor, table: SteerTable, token_row: Tensor | None, scale: float) -> Tensor:
     out = torch.empty(x.shape, dtype=x.dtype)
     k, dim = directions.shape
     view = _rows(x)
@@ -194,9 +192,7 @@ def _widen(rows: Tensor, center: Tensor | None, norms: bool) -> tuple[Tensor, Te
     return wide, length
 
 
-def moments_update_(
-    moments: Moments, x: Tensor, token_group: Tensor | None, weight: Tensor | None
-) -> None:
+def moments_update_(moments: Moments, x: Tensor, token_group: Tensor | None, weight: Tensor | None) -> None:
     dim, n = x.shape[-1], x.numel() // x.shape[-1]
     group = 0 if token_group is None else token_group.data_ptr()
     _cpu.check_groups(group, n, moments.n_groups)
@@ -245,7 +241,10 @@ _TRIANGLE = 256
 
 
 def add_lower_triangle_(scatter: Tensor, rows: Tensor, start: int = 0, stop: int | None = None) -> None:
-    """`scatter += tril(rowsᵀ rows)` by halves: one square product below the diagonal, then the two smaller triangles."""
+    """`scatter += tril(rowsᵀ rows)` by halves.
+
+    One square product below the diagonal, then the two smaller triangles.
+    """
     stop = rows.shape[1] if stop is None else stop
     if stop - start <= _TRIANGLE:
         columns = rows[:, start:stop]

@@ -126,7 +126,9 @@ class Moments:
         n = float(self.count.sum())
         left = n - correction * (1 if kind == "total" else int(seen.sum()))
         if left <= 0:
-            raise ValueError(f"{n:g} rows counted are too few for the {kind} covariance with correction {correction:g}")
+            raise ValueError(
+                f"{n:g} rows counted are too few for the {kind} covariance with correction {correction:g}"
+            )
         lower = self.scatter.double().tril()
         second = lower + lower.tril(-1).T
         if kind == "total":
@@ -149,7 +151,9 @@ class Moments:
         for name in want:
             mine = getattr(self, name)
             if state[name].shape != mine.shape:
-                raise ValueError(f"state[{name!r}] must have shape {list(mine.shape)}, got {list(state[name].shape)}")
+                raise ValueError(
+                    f"state[{name!r}] must have shape {list(mine.shape)}, got {list(state[name].shape)}"
+                )
         for name in want:
             getattr(self, name).copy_(state[name])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import backends, checks
+from . import backends, checks, reference
 from .moments import Moments
 from .table import SteerTable
 
@@ -18,9 +18,7 @@ def _traced(x: Tensor) -> bool:
     return _is_compiling() or (type(x) is not Tensor and type(x) is not torch.nn.Parameter)
 
 
-def project(
-    x: Tensor, directions: Tensor, *, center: Tensor | None = None, cosine: bool = False
-) -> Tensor:
+def project(x: Tensor, directions: Tensor, *, center: Tensor | None = None, cosine: bool = False) -> Tensor:
     """Project rows on directions.
 
         scores = (x − center) · directionsᵀ          cosine: divided by ‖x − center‖, 0 where that is 0
@@ -41,18 +39,13 @@ def project(
         checks.rows_of(x, exact=True)
         return torch.ops.emosteer.project.default(x, directions, center, cosine)
     run = backends.of(x.device)
-    checks.rows_of(x, exact=run is backends.reference)
+    checks.rows_of(x, exact=run is reference)
     checks.directions(directions, x)
     return run.project(x, directions, checks.center(center, x), bool(cosine))
 
 
 def steer_(
-    x: Tensor,
-    directions: Tensor,
-    table: SteerTable,
-    token_row: Tensor | None = None,
-    *,
-    scale: float = 1.0,
+    x: Tensor, directions: Tensor, table: SteerTable, token_row: Tensor | None = None, *, scale: float = 1.0
 ) -> Tensor:
     """Steer rows of the residual stream in place, each by its row of the table (formula: `SteerTable`).
 
@@ -75,9 +68,11 @@ def steer_(
         _steer_traced(x, directions, table, token_row, scale)
         return x
     if x.requires_grad and _grad_enabled():
-        raise RuntimeError("steer_ writes in place and x requires a gradient; use steer, which is differentiable")
+        raise RuntimeError(
+            "steer_ writes in place and x requires a gradient; use steer, which is differentiable"
+        )
     run = backends.of(x.device)
-    rows = checks.rows_of(x, exact=run is backends.reference)
+    rows = checks.rows_of(x, exact=run is reference)
     checks.directions(directions, x)
     checks.table(table, rows, token_row, x)
     if token_row is not None:
@@ -94,12 +89,7 @@ def _steer_traced(
 
 
 def steer(
-    x: Tensor,
-    directions: Tensor,
-    table: SteerTable,
-    token_row: Tensor | None = None,
-    *,
-    scale: float = 1.0,
+    x: Tensor, directions: Tensor, table: SteerTable, token_row: Tensor | None = None, *, scale: float = 1.0
 ) -> Tensor:
     """`steer_` out of place, with gradients for `x`, `directions` and the table's strengths, bounds and angles.
 
@@ -117,7 +107,7 @@ def steer(
     if _traced(x) or wanted:
         return torch.ops.emosteer.steer.default(x, directions, *table.columns(), token_row, scale)
     run = backends.of(x.device)
-    rows = checks.rows_of(x, exact=run is backends.reference)
+    rows = checks.rows_of(x, exact=run is reference)
     checks.directions(directions, x)
     checks.table(table, rows, token_row, x)
     token_row = checks.index(token_row, "token_row", rows, x)
@@ -126,9 +116,7 @@ def steer(
     return run.steer(x, directions, table, token_row, checks.scale(scale))
 
 
-def rms_norm(
-    x: Tensor, weight: Tensor, *, eps: float = 1e-6, weight_offset: float = 0.0
-) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-6, weight_offset: float = 0.0) -> Tensor:
     """Root-mean-square norm, as in Hugging Face models (Zhang & Sennrich, 2019).
 
         y = x / sqrt(mean(x²) + eps) · (weight + weight_offset)
@@ -150,7 +138,7 @@ def rms_norm(
     if _traced(x) or (_grad_enabled() and (x.requires_grad or weight.requires_grad)):
         return torch.ops.emosteer.rms_norm.default(x, weight, eps, weight_offset)
     run = backends.of(x.device)
-    rows = checks.rows_of(x, exact=run is backends.reference)
+    rows = checks.rows_of(x, exact=run is reference)
     weight = checks.norm_weight(weight, x)
     if not rows:
         return torch.empty_like(x)
@@ -190,7 +178,7 @@ def steer_rms_norm_(
             )
         weight = weight.detach()
     run = backends.of(x.device)
-    rows = checks.rows_of(x, exact=run is backends.reference)
+    rows = checks.rows_of(x, exact=run is reference)
     weight = checks.norm_weight(weight, x)
     checks.directions(directions, x)
     checks.table(table, rows, token_row, x)
@@ -244,7 +232,7 @@ def moments_update_(
         return moments
     x = x.detach()
     run = backends.of(x.device)
-    rows = checks.rows_of(x, exact=run is backends.reference)
+    rows = checks.rows_of(x, exact=run is reference)
     checks.moments(moments, x)
     token_group = checks.index(token_group, "token_group", rows, x)
     weight = checks.token_weight(weight, rows, x)

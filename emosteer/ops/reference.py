@@ -56,7 +56,10 @@ def steer_rms_norm(
     eps: float = 1e-6,
     weight_offset: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """`(rms_norm(stream), stream)` with `stream = steer(x + residual)`, rounded once; the norm reads the rounded stream."""
+    """`(rms_norm(stream), stream)` with `stream = steer(x + residual)`, rounded once.
+
+    The norm reads the rounded stream.
+    """
     total = x.double() if residual is None else x.double() + residual.double()
     stream = _steer(total, directions, table, token_row, scale, idle=total).to(x.dtype)
     return rms_norm(stream, weight, eps, weight_offset), stream
@@ -156,7 +159,9 @@ def _rotation(p: Tensor, norm: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
 
 def _combine(coefficient: Tensor, slot: Tensor, v: Tensor) -> Tensor:
     """`Σ_j coefficient_j v_slot(j)` for every token, `[N, D]`."""
-    return torch.zeros(len(slot), len(v), dtype=v.dtype, device=v.device).scatter_add(1, slot, coefficient) @ v
+    return (
+        torch.zeros(len(slot), len(v), dtype=v.dtype, device=v.device).scatter_add(1, slot, coefficient) @ v
+    )
 
 
 def _keep_orthogonal(
@@ -165,7 +170,9 @@ def _keep_orthogonal(
     """`y = inside + g·outside`: `inside` in the span of the row's directions, `g` such that `‖y‖ = ‖x‖`."""
     pair = used[:, :, None] & used[:, None, :]
     gram = torch.where(pair, (v @ v.T)[slot[:, :, None], slot[:, None, :]], 0.0)
-    solved = torch.linalg.pinv(gram, rtol=GRAM_TOLERANCE, hermitian=True) @ torch.where(used, p, 0.0)[..., None]
+    solved = (
+        torch.linalg.pinv(gram, rtol=GRAM_TOLERANCE, hermitian=True) @ torch.where(used, p, 0.0)[..., None]
+    )
     share = torch.where(used, solved[..., 0], 0.0)  # x = Σ share_j v_j + outside
     inside = _combine(a * share + b, slot, v)
     outside = x - _combine(share, slot, v)

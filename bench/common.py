@@ -1,0 +1,104 @@
+"""What the benchmarks share: the machine in words, a ratio with its spread, and the CSV file."""
+
+from __future__ import annotations
+
+import csv
+import platform
+import shlex
+import statistics
+import sys
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("emosteer", "torch", "transformers", "numpy")
+
+
+@dataclass
+class Result:
+    """Times in seconds of one side of a comparison and of the other, run in turn."""
+
+    case: str
+    side: str
+    against: str
+    times: list[float]
+    others: list[float]
+
+    @property
+    def ratios(self) -> list[float]:
+        """Round by round, so that a machine that slows down slows both."""
+        return [a / b for a, b in zip(self.times, self.others)]
+
+    def row(self) -> dict[str, str]:
+        quartiles = statistics.quantiles(self.ratios, n=4) if len(self.ratios) > 1 else [float("nan")] * 3
+        return {
+            "case": self.case,
+            "side": self.side,
+            "against": self.against,
+            "median_us": f"{statistics.median(self.times) * 1e6:.1f}",
+            "min_us": f"{min(self.times) * 1e6:.1f}",
+            "against_median_us": f"{statistics.median(self.others) * 1e6:.1f}" if self.others else "",
+            "ratio_median": f"{statistics.median(self.ratios):.3f}" if self.others else "",
+            "ratio_q1": f"{quartiles[0]:.3f}" if self.others else "",
+            "ratio_q3": f"{quartiles[2]:.3f}" if self.others else "",
+            "rounds": str(len(self.times)),
+        }
+
+
+def machine() -> str:
+    """The processor and the versions, in one line."""
+    import torch
+
+    cpu = next(
+        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor(),
+    )
+    return f"{cpu}, {torch.get_num_threads()} threads, Python {platform.python_version()}, {versions()}"
+
+
+def versions(packages: tuple[str, ...] = PACKAGES) -> str:
+    found = []
+    for name in packages:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def save(name: str, results: list[Result]) -> Path:
+    """Write a CSV whose first lines say where, when and how it was made."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.csv"
+    command = " ".join(["python", *(shlex.quote(a) for a in (_relative(sys.argv[0]), *sys.argv[1:]))])
+    with path.open("w", newline="") as file:
+        file.write(f"# {command}\n# {date.today()}: {machine()}\n")
+        rows = [result.row() for result in results]
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def summary(results: list[Result]) -> str:
+    """The rows as an aligned table."""
+    rows = [result.row() for result in results]
+    table = [list(rows[0]), *(list(row.values()) for row in rows)]
+    width = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, width)) for line in table)
+
+
+def _relative(path: str) -> str:
+    try:
+        return str(Path(path).resolve().relative_to(Path(__file__).parent.parent))
+    except ValueError:
+        return Path(path).name
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,144 @@
+"""Steered ÷ unsteered time of a whole model: `python bench/steering.py [--dtype float32] [--rounds 15]`.
+
+Every row its own vector, norm preserved, all blocks. Both sides, and a plain PyTorch hook that does
+the same, run in turn in one process; each round gives one ratio. Writes bench/results/steering_<dtype>.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+
+import torch
+from common import Result, machine, save, summary
+
+import emosteer as es
+from emosteer.models.blocks import find_decoder
+
+SHAPES = {"decode B=1": (1, 0), "decode B=16": (16, 0), "decode B=64": (64, 0), "prefill 4x128": (4, 128)}
+CONTEXT, STRENGTH = 32, 0.05
+
+
+def random_bank(model, concepts: int = 171) -> es.Bank:
+    """Directions at random: time does not depend on what they mean."""
+    decoder = find_decoder(model)
+    generator = torch.Generator().manual_seed(0)
+    directions = {
+        layer: torch.randn(concepts, decoder.dim, generator=generator) for layer in range(decoder.depth)
+    }
+    return es.Bank([f"c{k}" for k in range(concepts)], directions, scale=dict.fromkeys(directions, 20.0))
+
+
+def hooked(model, bank: es.Bank, rows: int) -> ExitStack:
+    """The usual way: one forward hook a block, in plain torch."""
+    stack = ExitStack()
+    for layer, block in enumerate(find_decoder(model).blocks):
+        pushed = bank.directions[layer][torch.arange(rows) % len(bank)] * (STRENGTH * bank.scale[layer])
+
+        def hook(module, args, output, pushed=pushed):
+            hidden = output[0] if isinstance(output, tuple) else output
+            steered = hidden + pushed[:, None].to(hidden.dtype)
+            steered *= hidden.norm(dim=-1, keepdim=True) / steered.norm(dim=-1, keepdim=True)
+            return (steered, *output[1:]) if isinstance(output, tuple) else steered
+
+        stack.callback(block.register_forward_hook(hook).remove)
+    return stack
+
+
+def workload(model, batch: int, length: int) -> Callable[[], None]:
+    """One decode step behind `CONTEXT` cached tokens, or one prefill."""
+    vocabulary = model.config.vocab_size
+    if length:
+        ids = torch.randint(0, vocabulary, (batch, length))
+        return lambda: model(input_ids=ids, use_cache=False, logits_to_keep=1)
+    prefix, token = (torch.randint(0, vocabulary, (batch, CONTEXT)), torch.randint(0, vocabulary, (batch, 1)))
+    cache = model(input_ids=prefix, use_cache=True, logits_to_keep=1).past_key_values
+
+    def step() -> None:
+        model(input_ids=token, past_key_values=cache, use_cache=True)
+        cache.crop(-1)
+
+    return step
+
+
+def measure(model, bank: es.Bank, name: str, rounds: int) -> list[Result]:
+    batch, length = SHAPES[name]
+    step = workload(model, batch, length)
+    programs = [es.add(bank.names[b % len(bank)], STRENGTH) for b in range(batch)]
+    sides = {
+        "unsteered": lambda: nullcontext(),
+        "emosteer": lambda: es.steer(model, bank, programs, layers="all"),
+        "plain hook": lambda: hooked(model, bank, batch),
+    }
+    repeats = 4 if batch * max(length, 1) <= 16 else 1
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    for turn in range(rounds + 1):
+        for side, enter in sides.items():
+            with enter():
+                step()
+                start = time.perf_counter()
+                for _ in range(repeats):
+                    step()
+                if turn:
+                    times[side].append((time.perf_counter() - start) / repeats)
+    return [Result(name, side, "unsteered", times[side], times["unsteered"]) for side in sides]
+
+
+def programs_in_a_batch(model, bank: es.Bank, rounds: int, batch: int = 256) -> list[Result]:
+    """256 programs in one batch against one program for all."""
+    step = workload(model, batch, 0)
+    many = [es.add(bank.names[b % len(bank)], STRENGTH + b * 1e-4) for b in range(batch)]
+    times: dict[str, list[float]] = {"256 programs": [], "1 program": []}
+    for turn in range(rounds + 1):
+        for side, programs in (("256 programs", many), ("1 program", many[:1])):
+            with es.steer(model, bank, programs, layers="all"):
+                step()
+                start = time.perf_counter()
+                step()
+                if turn:
+                    times[side].append(time.perf_counter() - start)
+    return [Result("decode B=256", "256 programs", "1 program", times["256 programs"], times["1 program"])]
+
+
+def changing_programs(model, bank: es.Bank, rounds: int) -> list[Result]:
+    """Microseconds of changing the program of one row, and of 256."""
+    programs = [es.add(bank.names[b % len(bank)], STRENGTH + b * 1e-4) for b in range(256)]
+    steering = es.steer(model, bank, programs)
+    one, all_rows = [], []
+    for _ in range(rounds * 20):
+        start = time.perf_counter()
+        steering.set(3, es.add("c7", 0.1))
+        one.append(time.perf_counter() - start)
+        programs.reverse()
+        start = time.perf_counter()
+        steering.set_all(programs)
+        all_rows.append(time.perf_counter() - start)
+    return [
+        Result("set 1 row", "emosteer", "", one, []),
+        Result("set 256 rows", "emosteer", "", all_rows, []),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    torch.set_grad_enabled(False)
+    torch.manual_seed(0)
+    print(machine())
+    model, _ = es.load("smollm2", dtype=getattr(torch, options.dtype))
+    bank = random_bank(model)
+    results = []
+    for name in SHAPES:
+        results += measure(model, bank, name, options.rounds)
+    results += programs_in_a_batch(model, bank, max(options.rounds // 2, 3))
+    results += changing_programs(model, bank, options.rounds)
+    print(summary(results))
+    save(f"steering_{options.dtype}", results)
+
+
+if __name__ == "__main__":
+    main()
