@@ -115,15 +115,12 @@ class Steering:
         self.model = unwrap(model)
         self.bank = bank
         rows = _programs(programs, strength)
-        for program in rows:
-            for name in program.names:
-                bank.index(name)
         self._decoder = find_decoder(self.model)
         _check_origin(self.model, self._decoder, bank, strict)
         self.layers = _layers(layers, self._decoder.depth, bank)
         self._positions = Positions(positions, len(rows))
         self._rows = TableRows(
-            bank.names,
+            bank.index,
             len(rows),
             max([slots, 1, *(len(p.slots) for p in rows)]),
             device=_device(self._decoder),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,18 @@ class TableRows:
     A program is packed into bytes once, whenever it is first seen; writing rows is then one join and
     a few strided copies. On a GPU the rows are written to a host copy and sent over, to the same
     addresses.
+
+    Args:
+        index: name → number of its direction; raises ValueError for a name it does not know.
+        rows, slots: of the table.
+        device: of the table.
+        preserve_norm: for programs that do not say.
+        relative: whether strengths and bounds are fractions of each token's own norm.
     """
 
     def __init__(
         self,
-        names: Sequence[str],
+        index: Callable[[str], int],
         rows: int,
         slots: int,
         *,
@@ -31,7 +38,7 @@ class TableRows:
         preserve_norm: bool,
         relative: bool,
     ) -> None:
-        self._index = {name: k for k, name in enumerate(names)}
+        self._index = index
         self._preserve_norm = preserve_norm
         self._relative = relative
         self._packed: dict[Program, bytes] = {}
@@ -66,13 +73,13 @@ class TableRows:
                     packed[program] = self._pack(program)
             data = b"".join([packed[program] for program in programs])
         words = np.frombuffer(data, dtype=np.int32).reshape(len(rows), 5 * slots + 2)
-        at: Any = list(rows) if len(rows) > 1 else rows[0]
-        if len(rows) == count and rows == tuple(range(count)):
-            at = slice(None)
+        at: Any = slice(None) if rows == tuple(range(count)) else list(rows)
+        if len(rows) == 1:  # a plain index writes faster than a list of one
+            at, words = rows[0], words[0]
         for j in range(5):
-            self._words[j][at] = words[:, j * slots : (j + 1) * slots]
-        self._words[5][at] = words[:, -2]
-        self._words[6][at] = words[:, -1]
+            self._words[j][at] = words[..., j * slots : (j + 1) * slots]
+        self._words[5][at] = words[..., -2]
+        self._words[6][at] = words[..., -1]
         for row, program in zip(rows, programs):
             self._programs[row] = program
         if self.table is not self._host:
@@ -87,10 +94,7 @@ class TableRows:
             )
         spare = slots - len(program.slots)
         inf = float("inf")
-        try:
-            directions = [self._index[slot.name] for slot in program.slots]
-        except KeyError as missing:
-            raise ValueError(f"no direction is called {missing.args[0]!r}") from None
+        directions = [self._index(slot.name) for slot in program.slots]
         columns = [
             struct.pack(f"{slots}i", *directions, *[-1] * spare),
             struct.pack(f"{slots}f", *(s.strength for s in program.slots), *[0.0] * spare),

@@ -128,6 +128,8 @@ def _steer(
     y = torch.where(preserve == 1, kept, y)
     if (table.preserve_norm == 2).any():
         y = torch.where(preserve == 2, _keep_orthogonal(x, v, slot, used, p, norm, a, b), y)
+    if y.requires_grad:  # a strength of 0 changes nothing and still has a gradient
+        changed = used.any(1, keepdim=True)
     return torch.where(changed, y, idle.to(y.dtype)).reshape(shape)
 
 
@@ -147,7 +149,7 @@ def _bound(bound: Tensor, u: Tensor) -> Tensor:
 
 def _rotation(p: Tensor, norm: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
     """`R x − x = stay·x + towards·v`: `x` turned by `angle` towards `v`, stopping at `±v`."""
-    orthogonal = (norm.square() - p.square()).clamp(min=0).sqrt()
+    orthogonal = _root(norm.square() - p.square())
     plane = (angle != 0) & (orthogonal > norm * 1e-6)
     safe = torch.where(plane, orthogonal, torch.ones_like(orthogonal))
     before = torch.atan2(safe, p)
@@ -155,6 +157,12 @@ def _rotation(p: Tensor, norm: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
     ratio = after.sin() * norm / safe  # of the orthogonal parts
     zero = torch.zeros_like(p)
     return torch.where(plane, ratio - 1, zero), torch.where(plane, after.cos() * norm - ratio * p, zero)
+
+
+def _root(square: Tensor) -> Tensor:
+    """The square root, 0 below 0, with a gradient of 0 instead of infinity there."""
+    positive = square > 0
+    return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)
 
 
 def _combine(coefficient: Tensor, slot: Tensor, v: Tensor) -> Tensor:
@@ -178,7 +186,7 @@ def _keep_orthogonal(
     outside = x - _combine(share, slot, v)
     length = torch.linalg.vector_norm(inside, dim=-1, keepdim=True)
     rest = torch.linalg.vector_norm(outside, dim=-1, keepdim=True)
-    room = (norm.square() - length.square()).clamp(min=0).sqrt()
+    room = _root(norm.square() - length.square())
     something = rest > norm * 1e-6
     g = torch.where(something, room / torch.where(something, rest, 1.0), 0.0)
     shrink = torch.where(length > norm, norm / torch.where(length > norm, length, 1.0), torch.ones_like(norm))
