@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from .patching import first_tensor, unwrap
+from .patching import evaluating, first_tensor, unwrap
 
 # (batch, tokens) of the input that the structure is read from.
 PROBE_SHAPE = (2, 5)
@@ -141,19 +141,14 @@ def run_probe(model: nn.Module) -> Any:
     vocabulary = getattr(text, "vocab_size", None) or 32
     batch, length = PROBE_SHAPE
     ids = (torch.arange(1, batch * length + 1, device=device) * 7919 % vocabulary).view(batch, length)
-    training = model.training
-    model.train(False)
     try:
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     except Exception as error:
         raise ValueError(
             f"model {type(model).__name__} could not be run on token ids to find its blocks: "
             f"{type(error).__name__}: {error}"
         ) from error
-    finally:
-        if training:
-            model.train(True)
 
 
 def resolve_layers(layers: Any, depth: int) -> tuple[int, ...]:

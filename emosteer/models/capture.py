@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .blocks import Decoder, find_decoder
-from .patching import Patches, first_tensor, unwrap
+from .patching import Patches, evaluating, first_tensor, unwrap
 
 
 class _Enough(Exception):
@@ -65,25 +64,12 @@ class Capture:
         try:
             for layer in self.layers:
                 patches.replace(self.decoder.blocks[layer], "forward", watch(layer))
-            with _eval(self.model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            with evaluating(self.model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
                 self.model(input_ids=ids, use_cache=False)
         except _Enough:
             pass
         finally:
             patches.undo()
-
-
-@contextmanager
-def _eval(model: nn.Module) -> Iterator[None]:
-    """Every module out of training mode, and back exactly those that were in it."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def name_of(model: Any) -> tuple[str, str | None]:

@@ -36,6 +36,16 @@ def test_leaves_nothing(model, bank):
     assert torch.equal(logits(model, IDS), expected)
 
 
+def test_training_mode_stays_as_it_was(model, bank):
+    """Modules in training mode and modules frozen in evaluation mode, each as before."""
+    model.train()
+    model.model.layers[2].eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    with es.steer(model, bank, "calm", 0.3, layers="all"):
+        assert {name: module.training for name, module in model.named_modules()} == before
+    assert {name: module.training for name, module in model.named_modules()} == before
+
+
 def test_restores_after_an_exception_inside(model, bank):
     before, expected = leftovers(model), logits(model, IDS)
     with pytest.raises(KeyError), es.steer(model, bank, "calm", 0.3):
