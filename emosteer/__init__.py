@@ -23,6 +23,7 @@ _EXPORTS = {
     "ablate": "programs",
     "add": "programs",
     "backend": "ops",
+    "calibrate": "calibration",
     "cap": "programs",
     "circumplex": "emotions.circumplex",
     "extract": "extraction",

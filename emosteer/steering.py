@@ -22,12 +22,20 @@ MIN_SLOTS = 4
 
 ProgramLike = str | Program | None
 
+# Where a bank's provenance keeps what `es.calibrate` found: concept → layers → strongest coherent strength.
+CALIBRATION = "calibration"
+
+
+def calibration_key(layers: Sequence[int]) -> str:
+    """How a set of layers is written there."""
+    return ",".join(map(str, layers))
+
 
 def steer(
     model: nn.Module,
     bank: Bank,
     programs: ProgramLike | Sequence[ProgramLike],
-    strength: float | Sequence[float | None] | None = None,
+    strength: float | str | Sequence[float | None] | None = None,
     *,
     layers: Any = "middle",
     positions: Any = "all",
@@ -54,7 +62,8 @@ def steer(
         programs: a name with `strength`, a program (`es.add("calm", 0.1) + es.cap("angry", 0.0)`), None for
             unsteered; or a sequence of them, one a row of the batch. A batch grown to k times as many rows
             (beams, several returned sequences) keeps each row's program.
-        strength: for names: one number, or one a program.
+        strength: for names: one number, or one a program; "auto": the strongest that `es.calibrate` found
+            coherent for these layers, which the bank remembers.
         layers: "middle" (blocks from 40% to 70% of the depth), "all", numbers, fractions, several. The
             strength applies at each of them.
         positions: "all", "prompt", "generated", a slice or a bool mask (`emosteer.models.positions.Positions`).
@@ -114,10 +123,10 @@ class Steering:
             raise TypeError(f"bank must be an emosteer Bank, got {type(bank).__name__}")
         self.model = unwrap(model)
         self.bank = bank
-        rows = _programs(programs, strength)
         self._decoder = find_decoder(self.model)
         _check_origin(self.model, self._decoder, bank, strict)
         self.layers = _layers(layers, self._decoder.depth, bank)
+        rows = _programs(programs, self._resolved(programs, strength))
         self._positions = Positions(positions, len(rows))
         self._rows = TableRows(
             bank.index,
@@ -151,15 +160,24 @@ class Steering:
 
     def set(self, row: int, program: ProgramLike, strength: float | None = None) -> None:
         """Give one row another program, from the next forward pass on; nothing is recompiled or captured again."""
-        (one,) = _programs(program, strength)
+        (one,) = _programs(program, self._resolved(program, strength))
         self._rows.write((row,), (one,))
 
     def set_all(self, programs: Sequence[ProgramLike], strength: Any = None) -> None:
         """Give every row another program."""
-        rows = _programs(list(programs), strength)
+        rows = _programs(list(programs), self._resolved(programs, strength))
         if len(rows) != self._rows.table.rows:
             raise ValueError(f"programs has {len(rows)} entries, expected {self._rows.table.rows}, one a row")
         self._rows.write(range(len(rows)), rows)
+
+    def _resolved(self, programs: Any, strength: Any) -> Any:
+        """The strengths that "auto" stands for: those calibrated for these layers."""
+        if not isinstance(strength, str):
+            return strength
+        if strength != "auto":
+            raise ValueError(f'strength must be a number or "auto", got {strength!r}')
+        programs = [programs] if programs is None or isinstance(programs, (str, Program)) else list(programs)
+        return [_calibrated(self.bank, p, self.layers) if isinstance(p, str) else None for p in programs]
 
     def attach(self) -> Steering:
         """Patch the model."""
@@ -216,6 +234,23 @@ def _program(program: ProgramLike, strength: float | None) -> Program:
             )
         return add(program, strength)
     raise TypeError(f"a program must be a name, a program or None, got {type(program).__name__}")
+
+
+def _calibrated(bank: Bank, name: str, layers: Sequence[int]) -> float:
+    bank.index(name)
+    found = bank.provenance.get(CALIBRATION, {}).get(name, {})
+    key = calibration_key(layers)
+    if key not in found:
+        raise ValueError(
+            f'strength "auto": {name!r} has not been calibrated for layers {list(layers)}; '
+            f"run es.calibrate(model, tok, bank, {name!r}, layers={list(layers)}) first, or give a number"
+        )
+    if found[key] is None:
+        raise ValueError(
+            f'strength "auto": no strength tried for {name!r} at layers {list(layers)} left the text coherent; '
+            f"calibrate smaller strengths, or give a number"
+        )
+    return found[key]
 
 
 def _layers(layers: Any, depth: int, bank: Bank) -> tuple[int, ...]:
