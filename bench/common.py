@@ -47,7 +47,7 @@ class Result:
         }
 
 
-def machine() -> str:
+def machine(packages: tuple[str, ...] = PACKAGES) -> str:
     """The processor and the versions, in one line."""
     import torch
 
@@ -55,7 +55,9 @@ def machine() -> str:
         (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
         platform.processor(),
     )
-    return f"{cpu}, {torch.get_num_threads()} threads, Python {platform.python_version()}, {versions()}"
+    return (
+        f"{cpu}, {torch.get_num_threads()} threads, Python {platform.python_version()}, {versions(packages)}"
+    )
 
 
 def versions(packages: tuple[str, ...] = PACKAGES) -> str:
@@ -68,18 +70,48 @@ def versions(packages: tuple[str, ...] = PACKAGES) -> str:
     return ", ".join(found)
 
 
-def save(name: str, results: list[Result]) -> Path:
+def save(name: str, results: list[Result], packages: tuple[str, ...] = PACKAGES) -> Path:
     """Write a CSV whose first lines say where, when and how it was made."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.csv"
     command = " ".join(["python", *(shlex.quote(a) for a in (_relative(sys.argv[0]), *sys.argv[1:]))])
     with path.open("w", newline="") as file:
-        file.write(f"# {command}\n# {date.today()}: {machine()}\n")
+        file.write(f"# {command}\n# {date.today()}: {machine(packages)}\n")
         rows = [result.row() for result in results]
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     return path
+
+
+def plot_ratios(path: Path, title: str) -> Path:
+    """Bars of the ratios in a CSV, with their quartiles; drawn beside it."""
+    from matplotlib.figure import Figure
+
+    with path.open() as file:
+        rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
+    rows = [row for row in rows if row["ratio_median"] and row["side"] != row["against"]]
+    cases, sides = (list(dict.fromkeys(row[key] for row in rows)) for key in ("case", "side"))
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axis = figure.subplots()
+    width = 0.8 / len(sides)
+    for j, side in enumerate(sides):
+        here = {row["case"]: row for row in rows if row["side"] == side}
+        at = [i + (j - (len(sides) - 1) / 2) * width for i, case in enumerate(cases) if case in here]
+        found = [here[case] for case in cases if case in here]
+        middle = [float(row["ratio_median"]) for row in found]
+        low = [max(m - float(row["ratio_q1"]), 0) for m, row in zip(middle, found)]
+        high = [max(float(row["ratio_q3"]) - m, 0) for m, row in zip(middle, found)]
+        axis.bar(at, middle, width * 0.92, yerr=(low, high), capsize=2, label=side)
+    axis.axhline(1.0, color="0.3", linewidth=0.8)
+    axis.set_xticks(range(len(cases)), cases)
+    lowest = min(float(row["ratio_q1"]) for row in rows)
+    axis.set_ylim(bottom=max(0.0, min(0.9, lowest - 0.05)))
+    axis.set(title=title, ylabel="time ÷ unsteered (median, quartiles)")
+    axis.legend(ncols=len(sides), fontsize=8)
+    picture = path.with_suffix(".png")
+    figure.savefig(picture, dpi=150)
+    return picture
 
 
 def summary(results: list[Result]) -> str:

@@ -2,17 +2,20 @@
 
 Every row its own vector, norm preserved, all blocks. Both sides, and a plain PyTorch hook that does
 the same, run in turn in one process; each round gives one ratio. Writes bench/results/steering_<dtype>.csv.
+With `--peers`, repeng and steering-vectors run in the same rounds: steering_peers_<dtype>.csv and .png.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 
 import torch
-from common import Result, machine, save, summary
+from common import PACKAGES, Result, machine, plot_ratios, save, summary
+from peers import PEERS
 
 import emosteer as es
 from emosteer.models.blocks import find_decoder
@@ -31,47 +34,33 @@ def random_bank(model, concepts: int = 171) -> es.Bank:
     return es.Bank([f"c{k}" for k in range(concepts)], directions, scale=dict.fromkeys(directions, 20.0))
 
 
-def hooked(model, bank: es.Bank, rows: int) -> ExitStack:
-    """The usual way: one forward hook a block, in plain torch."""
-    stack = ExitStack()
-    for layer, block in enumerate(find_decoder(model).blocks):
-        pushed = bank.directions[layer][torch.arange(rows) % len(bank)] * (STRENGTH * bank.scale[layer])
-
-        def hook(module, args, output, pushed=pushed):
-            hidden = output[0] if isinstance(output, tuple) else output
-            steered = hidden + pushed[:, None].to(hidden.dtype)
-            steered *= hidden.norm(dim=-1, keepdim=True) / steered.norm(dim=-1, keepdim=True)
-            return (steered, *output[1:]) if isinstance(output, tuple) else steered
-
-        stack.callback(block.register_forward_hook(hook).remove)
-    return stack
-
-
 def workload(model, batch: int, length: int) -> Callable[[], None]:
-    """One decode step behind `CONTEXT` cached tokens, or one prefill."""
+    """One decode step behind `CONTEXT` cached tokens, or one prefill.
+
+    With position_ids as generate passes them: repeng cannot do batches without.
+    """
     vocabulary = model.config.vocab_size
+    position = torch.arange(max(length, CONTEXT + 1)).expand(batch, -1)
     if length:
         ids = torch.randint(0, vocabulary, (batch, length))
-        return lambda: model(input_ids=ids, use_cache=False, logits_to_keep=1)
+        return lambda: model(input_ids=ids, position_ids=position, use_cache=False, logits_to_keep=1)
     prefix, token = (torch.randint(0, vocabulary, (batch, CONTEXT)), torch.randint(0, vocabulary, (batch, 1)))
     cache = model(input_ids=prefix, use_cache=True, logits_to_keep=1).past_key_values
 
     def step() -> None:
-        model(input_ids=token, past_key_values=cache, use_cache=True)
+        model(input_ids=token, position_ids=position[:, -1:], past_key_values=cache, use_cache=True)
         cache.crop(-1)
 
     return step
 
 
-def measure(model, bank: es.Bank, name: str, rounds: int) -> list[Result]:
+def measure(model, bank: es.Bank, name: str, rounds: int, peers: Sequence[str]) -> list[Result]:
     batch, length = SHAPES[name]
     step = workload(model, batch, length)
     programs = [es.add(bank.names[b % len(bank)], STRENGTH) for b in range(batch)]
-    sides = {
-        "unsteered": lambda: nullcontext(),
-        "emosteer": lambda: es.steer(model, bank, programs, layers="all"),
-        "plain hook": lambda: hooked(model, bank, batch),
-    }
+    sides = {"unsteered": nullcontext, "emosteer": lambda: es.steer(model, bank, programs, layers="all")}
+    for peer in peers:
+        sides[peer] = partial(PEERS[peer], model, bank, batch, STRENGTH)
     repeats = 4 if batch * max(length, 1) <= 16 else 1
     times: dict[str, list[float]] = {side: [] for side in sides}
     for turn in range(rounds + 1):
@@ -125,6 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--peers", action="store_true", help="other libraries too; they must be installed")
     options = parser.parse_args()
     torch.set_grad_enabled(False)
     torch.manual_seed(0)
@@ -133,7 +123,14 @@ def main() -> None:
     bank = random_bank(model)
     results = []
     for name in SHAPES:
-        results += measure(model, bank, name, options.rounds)
+        results += measure(
+            model, bank, name, options.rounds, list(PEERS) if options.peers else ["plain hook"]
+        )
+    if options.peers:
+        print(summary(results))
+        path = save(f"steering_peers_{options.dtype}", results, (*PACKAGES, "repeng", "steering-vectors"))
+        plot_ratios(path, f"SmolLM2-135M, {options.dtype}: all 30 blocks steered ÷ unsteered")
+        return
     results += programs_in_a_batch(model, bank, max(options.rounds // 2, 3))
     results += changing_programs(model, bank, options.rounds)
     print(summary(results))
