@@ -30,7 +30,9 @@ _EXPORTS = {
     "floor": "programs",
     "hold": "programs",
     "load": "models.loading",
+    "monitor": "monitoring",
     "read": "reading",
+    "regulate": "regulating",
     "rotate": "programs",
     "steer": "steering",
 }

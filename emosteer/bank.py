@@ -145,6 +145,28 @@ class Bank:
             setattr(picked, field, {l: value[rows] for l, value in getattr(self, field).items()})
         return picked
 
+    def orthogonalised(self, names: Iterable[str]) -> Bank:
+        """A bank of these concepts whose directions are orthogonal at each layer.
+
+        Each is what is left of its direction after those before it (Gram–Schmidt, in float64), so
+        bounds on several of them hold at once. Statistics of projections do not carry over.
+
+        Raises:
+            ValueError: an unknown concept, or one whose direction lies in the span of those before it.
+        """
+        some = self.subset(names)
+        straight = {}
+        for layer, v in some.directions.items():
+            q, r = torch.linalg.qr(v.double().T)
+            left = r.diagonal()
+            if bool((left.abs() < 1e-6).any()):
+                name = some.names[int(left.abs().argmin())]
+                raise ValueError(f"{name!r} lies in the span of the concepts before it at layer {layer}")
+            straight[layer] = (q * left.sign()).T.float()
+        return Bank(
+            some.names, straight, mean=some.mean or None, scale=some.scale or None, provenance=some.provenance
+        )
+
     def to(self, device: torch.device | str) -> Bank:
         """A bank with its tensors on `device`."""
         return self._copy(lambda tensor: tensor.to(device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from .patching import evaluating, first_tensor, unwrap
+
+# Set in a thread while it runs a probe: what watches a model looks away.
+_probing = threading.local()
 
 # (batch, tokens) of the input that the structure is read from.
 PROBE_SHAPE = (2, 5)
@@ -141,6 +145,7 @@ def run_probe(model: nn.Module) -> Any:
     vocabulary = getattr(text, "vocab_size", None) or 32
     batch, length = PROBE_SHAPE
     ids = (torch.arange(1, batch * length + 1, device=device) * 7919 % vocabulary).view(batch, length)
+    _probing.on = True
     try:
         with evaluating(model), torch.no_grad():
             return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
@@ -149,6 +154,13 @@ def run_probe(model: nn.Module) -> Any:
             f"model {type(model).__name__} could not be run on token ids to find its blocks: "
             f"{type(error).__name__}: {error}"
         ) from error
+    finally:
+        _probing.on = False
+
+
+def probing() -> bool:
+    """Whether this thread is running a probe, not a user's text."""
+    return getattr(_probing, "on", False)
 
 
 def resolve_layers(layers: Any, depth: int) -> tuple[int, ...]:

@@ -158,8 +158,17 @@ class TokenRows:
         ]
         self.positions = positions
 
+    def call(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a call by name."""
+        return {**dict(zip(self.names, args)), **kwargs}
+
     def __call__(
-        self, args: tuple, kwargs: dict[str, Any], prompt: Prompt | None, started: Tensor | None
+        self,
+        args: tuple,
+        kwargs: dict[str, Any],
+        prompt: Prompt | None,
+        started: Tensor | None,
+        outer_mask: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
         """`(token_row, prompt length)` of a call.
 
@@ -167,22 +176,26 @@ class TokenRows:
             args, kwargs: of the decoder's forward.
             prompt: of the `generate` call that this is part of.
             started: prompt length `[B]` of the sequences in the cache, from an earlier call.
+            outer_mask: 2-D attention mask of the module around the decoder, for a decoder that is given none.
 
         Returns:
             int32 `[B, T]`, −1 where nothing is done, or None where every token is acted on and rows
             are spread evenly; and the prompt length for the calls that follow.
         """
-        call = {**dict(zip(self.names, args)), **kwargs}
+        call = self.call(args, kwargs)
         tokens = call.get("input_ids")
         if tokens is None:
             tokens = call["inputs_embeds"]
         batch, length = tokens.shape[:2]
         device, rows = tokens.device, self.positions.rows
         mask = call.get("attention_mask")
+        if not (isinstance(mask, Tensor) and mask.ndim == 2) and outer_mask is not None:
+            if len(outer_mask) == batch and outer_mask.shape[1] >= length:
+                mask = outer_mask
         row = batch_rows(batch, rows, device)
         if self.positions.everything and (length == 1 or (mask is None and prompt is None)):
             return None, started
-        past = _past(call)
+        past = cached_columns(call)
         column, valid = _columns(batch, length, past, mask, call.get("position_ids"), prompt, device)
         ends = None
         if self.positions.needs_prompt:
@@ -197,7 +210,7 @@ class TokenRows:
         return torch.where(keep, row[:, None], NO_ROW).to(torch.int32).contiguous(), ends
 
 
-def _past(call: dict[str, Any]) -> int | Tensor:
+def cached_columns(call: dict[str, Any]) -> int | Tensor:
     """How many columns the cache already holds."""
     at = call.get("cache_position")
     if isinstance(at, Tensor):
