@@ -15,6 +15,7 @@ from emosteer.ops import SteerTable, backends, checks
 from .blocks import Decoder, run_probe
 from .fusion import Fusion, agree, find_fusion
 from .norms import RmsNorm
+from .padding import remember_mask
 from .patching import Patches, first_tensor, with_first_tensor
 from .positions import Positions, Prompt, TokenRows, prompt_of
 
@@ -28,6 +29,7 @@ class _Pass:
     def __init__(self) -> None:
         self.mode = OFF
         self.token_row: Tensor | None = None
+        self.mask: Tensor | None = None
         self.prompt: Prompt | None = None
         self.started: Tensor | None = None
 
@@ -39,11 +41,12 @@ class _LocalPass(threading.local, _Pass):
 class Injection:
     """Steers a model's residual stream by instance patches, all of which `detach` removes.
 
-    Three kinds of module get a `forward` of their own: the stack of blocks (computes `token_row` once
-    a pass), each steered block, and, where `Fusion` proved them, the RMS norms. Without gradients and
-    outside compilation, a block is steered in place inside the norm that reads its output next, or at
-    its output where that was not proved. With gradients, or while torch.compile traces, it is steered
-    out of place at its output by the differentiable operator. The decision is taken once a pass.
+    These modules get a `forward` of their own: those around the stack of blocks (they note the attention
+    mask), the stack (computes `token_row` once a pass), each steered block, and, where `Fusion` proved
+    them, the RMS norms. Without gradients and outside compilation, a block is steered in place inside
+    the norm that reads its output next, or at its output where that was not proved. With gradients, or
+    while torch.compile traces, it is steered out of place at its output by the differentiable operator.
+    The decision is taken once a pass.
 
     Args:
         entry: the object whose `generate` the user calls.
@@ -136,6 +139,7 @@ class Injection:
     def _patch(self, fusion: Fusion) -> Patches:
         patches = Patches()
         try:
+            remember_mask(patches, self.model, self.decoder, self._now)
             patches.replace(self.decoder.stack, "forward", lambda f: self._stack_forward(f, patches))
             for layer in self.directions:
                 fused = layer in fusion.readers
@@ -265,7 +269,9 @@ class Injection:
             if not patches.active:
                 return original(*args, **kwargs)
             now = self._now()
-            now.token_row, now.started = token_rows(args, kwargs, self._local_prompt(), now.started)
+            now.token_row, now.started = token_rows(
+                args, kwargs, self._local_prompt(), now.started, now.mask
+            )
             differentiable = torch.is_grad_enabled() or torch.compiler.is_compiling()
             now.mode = DIFFERENTIABLE if differentiable else IN_PLACE
             try:

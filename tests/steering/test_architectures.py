@@ -60,11 +60,7 @@ def assert_steered_as_the_reference(model, bank, steering, tolerance=2e-5):
         with torch.no_grad(), ops.backend("reference"):
             before = first_tensor(block(*args, **kwargs))
             expected = ops.steer(
-                before.double(),
-                bank.directions[layer].double(),
-                steering.table,
-                row,
-                scale=bank.scale[layer],
+                before.double(), bank.directions[layer].double(), steering.table, row, scale=bank.scale[layer]
             )
         error = ((after.double() - expected).norm(dim=-1) / expected.norm(dim=-1))[MASK.bool()]
         assert error.max() < tolerance, f"block {layer}: {error}"
@@ -112,5 +108,10 @@ def test_generates(model, bank):
 def greedy(model, ids, mask):
     """Scores of 4 greedy tokens."""
     return model.generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=4, min_new_tokens=4, do_sample=False, pad_token_id=0
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=4,
+        min_new_tokens=4,
+        do_sample=False,
+        pad_token_id=0,
     )

@@ -127,7 +127,9 @@ def tiny_vision_language(model_type: str, *, seed: int = 0):
     ends = {k: COMMON[k] for k in ("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings")}
     image = dict(image_token_id=IMAGE_TOKEN, image_token_index=IMAGE_TOKEN)
     special = dict(video_token_id=IMAGE_TOKEN - 1, vision_start_token_id=IMAGE_TOKEN - 2)
-    config = AutoConfig.for_model(model_type, text_config={**COMMON, **text}, **whole, **image, **special, **ends)
+    config = AutoConfig.for_model(
+        model_type, text_config={**COMMON, **text}, **whole, **image, **special, **ends
+    )
     return _random(AutoModelForImageTextToText, config, seed)
 
 
