@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .bank import Bank
 from .models.blocks import Decoder, find_decoder, resolve_layers
 from .models.injection import Injection
 from .models.patching import unwrap
-from .models.positions import Positions
+from .models.positions import Positions, Prompt
 from .models.table_rows import TableRows
 from .programs import Program, add
 
@@ -178,6 +179,36 @@ class Steering:
             raise ValueError(f'strength must be a number or "auto", got {strength!r}')
         programs = [programs] if programs is None or isinstance(programs, (str, Program)) else list(programs)
         return [_calibrated(self.bank, p, self.layers) if isinstance(p, str) else None for p in programs]
+
+    @contextmanager
+    def batch(
+        self, rows: Sequence[int] | Tensor | None = None, prompt_mask: Tensor | None = None
+    ) -> Iterator[None]:
+        """Say what the passes inside are about, for decoding loops of one's own.
+
+        `with steering.batch([4, 0, 2]): model(...)` runs three rows under the programs 4, 0 and 2 of
+        the table. It holds for the calling thread, and not in compiled code.
+
+        Args:
+            rows: `[B]`, the program of each row of the batch; −1 for unsteered. None: spread evenly.
+            prompt_mask: bool `[B, P]`, the prompts' tokens, where positions count from their end; pass
+                a 2-D attention mask to the model as well.
+
+        Raises:
+            ValueError: a row that the table does not have.
+        """
+        assigned = None
+        if rows is not None:
+            assigned = torch.as_tensor(rows, dtype=torch.int32)
+            count = self._rows.table.rows
+            bad = [r for r in assigned.tolist() if not -1 <= r < count]
+            if bad:
+                raise ValueError(
+                    f"rows names row {bad[0]}; the table has rows 0 to {count - 1}, and -1 for none"
+                )
+        prompt = None if prompt_mask is None else Prompt(prompt_mask != 0)
+        with self._injection.batch(assigned, prompt):
+            yield
 
     def attach(self) -> Steering:
         """Patch the model."""

@@ -35,7 +35,9 @@ void in_parallel(std::int64_t count, std::int64_t elements, const Body& body) {
 }
 
 template <class T>
-const T* pointer(std::uintptr_t address) { return reinterpret_cast<const T*>(address); }
+const T* pointer(std::uintptr_t address) {
+  return reinterpret_cast<const T*>(address);
+}
 
 std::string place(const char* name, std::int64_t r, std::int64_t s = -1) {
   return std::string(name) + "[" + std::to_string(r) + (s < 0 ? "" : ", " + std::to_string(s)) + "]";
@@ -101,8 +103,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.attr("max_slots") = kMaxSlots;
   m.def("threads", [] { return omp_get_max_threads(); });
 
-  py::class_<RowView>(m, "Rows")
-      .def(py::init([](std::uintptr_t data, std::int64_t inner, std::int64_t outer_stride, std::int64_t inner_stride) {
+  py::class_<RowView>(m, "Rows").def(
+      py::init([](std::uintptr_t data, std::int64_t inner, std::int64_t outer_stride, std::int64_t inner_stride) {
         return RowView{data, inner, outer_stride, inner_stride};
       }));
 
@@ -180,8 +182,8 @@ PYBIND11_MODULE(_cpu, m) {
 
   m.def("rms_norm", [](int dtype, const RowView& x, const RowView& out, std::int64_t count, std::int64_t dim,
                        std::uintptr_t weight, int weight_dtype, float eps, float weight_offset) {
-    const NormArgs args{static_cast<Dtype>(dtype), static_cast<Dtype>(weight_dtype), dim, x, out, weight, eps,
-                        weight_offset};
+    const NormArgs args{
+        static_cast<Dtype>(dtype), static_cast<Dtype>(weight_dtype), dim, x, out, weight, eps, weight_offset};
     in_parallel(count, count * dim, [&](std::int64_t b, std::int64_t e) { kernels.rms_norm(args, b, e); });
   });
 

@@ -29,14 +29,26 @@ typedef float floats_v __attribute__((vector_size(4 * kLanes)));
 typedef std::uint32_t words_v __attribute__((vector_size(4 * kLanes)));
 typedef std::uint16_t halves_v __attribute__((vector_size(2 * kLanes)));
 
-struct f32 { float value; };
-struct bf16 { std::uint16_t bits; };
-struct f16 { std::uint16_t bits; };
+struct f32 {
+  float value;
+};
+struct bf16 {
+  std::uint16_t bits;
+};
+struct f16 {
+  std::uint16_t bits;
+};
 
 template <class V>
-inline V read(const void* from) { V v; std::memcpy(&v, from, sizeof v); return v; }
+inline V read(const void* from) {
+  V v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
 template <class V>
-inline void write(void* to, V v) { std::memcpy(to, &v, sizeof v); }
+inline void write(void* to, V v) {
+  std::memcpy(to, &v, sizeof v);
+}
 
 inline std::uint32_t bits_of(float x) { return read<std::uint32_t>(&x); }
 inline float float_of(std::uint32_t u) { return read<float>(&u); }
@@ -52,9 +64,7 @@ inline words_v widen(halves_v x) { return __builtin_convertvector(x, words_v); }
 inline halves_v truncate(words_v x) { return __builtin_convertvector(x, halves_v); }
 #endif
 
-inline floats_v load(const bf16* x) {
-  return (floats_v)(widen(read<halves_v>(x)) << 16);
-}
+inline floats_v load(const bf16* x) { return (floats_v)(widen(read<halves_v>(x)) << 16); }
 inline void store(bf16* to, floats_v x) {
 #if defined(__AVX512BF16__)
   if (_mm512_fpclass_ps_mask((__m512)x, 0x20) == 0)  // the instruction would flush subnormals to 0
@@ -81,10 +91,14 @@ inline float widen(std::uint16_t half) {
 inline std::uint16_t narrow(float x) {
   const std::uint32_t u = bits_of(x), sign = (u >> 16) & 0x8000u, magnitude = u & 0x7fffffffu;
   std::uint32_t h;
-  if (magnitude > 0x7f800000u) h = 0x7e00u;
-  else if (magnitude >= 0x477ff000u) h = 0x7c00u;  // rounds to 65536 or more
-  else if (magnitude < 0x38800000u) h = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u;  // to a multiple of 2^-24
-  else h = (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - 0x38000000u) >> 13;
+  if (magnitude > 0x7f800000u)
+    h = 0x7e00u;
+  else if (magnitude >= 0x477ff000u)
+    h = 0x7c00u;  // rounds to 65536 or more
+  else if (magnitude < 0x38800000u)
+    h = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u;  // to a multiple of 2^-24
+  else
+    h = (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - 0x38000000u) >> 13;
   return static_cast<std::uint16_t>(sign | h);
 }
 inline floats_v load(const f16* x) {
@@ -353,16 +367,18 @@ inline void norm_row(const T* x, const float* weight, float eps, float offset, T
   const f32* w = as_f32(weight);
   std::int64_t i = 0;
   for (; i + kLanes <= dim; i += kLanes) store(out + i, load(x + i) * inverse * (load(w + i) + offset));
-  if (i < dim)
-    store_tail(out + i, load_tail(x + i, dim - i) * inverse * (load_tail(w + i, dim - i) + offset), dim - i);
+  if (i < dim) store_tail(out + i, load_tail(x + i, dim - i) * inverse * (load_tail(w + i, dim - i) + offset), dim - i);
 }
 
 const float* weight_floats(std::uintptr_t weight, Dtype dtype, std::int64_t dim) {
   float* to = scratch_floats(2, dim);
   switch (dtype) {
-    case Dtype::bf16: return floats(reinterpret_cast<const bf16*>(weight), to, dim);
-    case Dtype::f16: return floats(reinterpret_cast<const f16*>(weight), to, dim);
-    default: return reinterpret_cast<const float*>(weight);
+    case Dtype::bf16:
+      return floats(reinterpret_cast<const bf16*>(weight), to, dim);
+    case Dtype::f16:
+      return floats(reinterpret_cast<const f16*>(weight), to, dim);
+    default:
+      return reinterpret_cast<const float*>(weight);
   }
 }
 
@@ -411,8 +427,10 @@ void project_rows(const ProjectArgs& args, std::int64_t begin, std::int64_t end)
     const float* x = floats(reinterpret_cast<const T*>(args.x.at(n)), in, dim);
     if (args.center || args.rows) {
       float* to = args.rows ? args.rows + n * dim : in;
-      if (args.center) scaled_sum(as_f32(x), args.center, 1, -1, as_f32(to), dim);
-      else std::memcpy(to, x, dim * sizeof(float));
+      if (args.center)
+        scaled_sum(as_f32(x), args.center, 1, -1, as_f32(to), dim);
+      else
+        std::memcpy(to, x, dim * sizeof(float));
       x = to;
     }
     double inverse = 1;
@@ -463,13 +481,16 @@ void moment_columns(const MomentArgs& args, std::int64_t begin, std::int64_t end
 }
 
 // One instantiation per storage format, chosen once per call.
-#define EMOSTEER_BY_DTYPE(function, Args)                              \
+#define EMOSTEER_BY_DTYPE(function, Args)                                 \
   void function##_any(const Args& args, std::int64_t b, std::int64_t e) { \
-    switch (args.dtype) {                                              \
-      case Dtype::f32: return function<f32>(args, b, e);               \
-      case Dtype::bf16: return function<bf16>(args, b, e);             \
-      case Dtype::f16: return function<f16>(args, b, e);               \
-    }                                                                  \
+    switch (args.dtype) {                                                 \
+      case Dtype::f32:                                                    \
+        return function<f32>(args, b, e);                                 \
+      case Dtype::bf16:                                                   \
+        return function<bf16>(args, b, e);                                \
+      case Dtype::f16:                                                    \
+        return function<f16>(args, b, e);                                 \
+    }                                                                     \
   }
 EMOSTEER_BY_DTYPE(steer_rows, SteerArgs)
 EMOSTEER_BY_DTYPE(norm_rows, NormArgs)

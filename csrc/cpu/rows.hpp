@@ -32,9 +32,9 @@ struct Table {
 struct SteerArgs {
   Dtype dtype;
   std::int64_t count, dim;
-  RowView x, out;       // the same view in place
-  RowView residual;     // data == 0: none
-  RowView normed;       // data == 0: no norm after steering
+  RowView x, out;    // the same view in place
+  RowView residual;  // data == 0: none
+  RowView normed;    // data == 0: no norm after steering
   std::uintptr_t weight = 0;
   Dtype weight_dtype = Dtype::f32;
   float eps = 0, weight_offset = 0;
@@ -60,9 +60,9 @@ struct ProjectArgs {
   const float* directions;  // null: write only the rows and their norms
   const float* center;      // null: none
   bool cosine;
-  float* dots;              // [N, K]
-  float* rows;              // [N, D] of x − center; null: not wanted
-  float* norms;             // [N]; null: not wanted
+  float* dots;   // [N, K]
+  float* rows;   // [N, D] of x − center; null: not wanted
+  float* norms;  // [N]; null: not wanted
 };
 
 struct MomentArgs {
@@ -72,8 +72,8 @@ struct MomentArgs {
   const std::int32_t* group;  // null: all in group 0
   const float* weight;        // null: all 1
   const double* shift;
-  double* sum;                // [C, D]; written on the columns of the call alone
-  float* rows;                // [N, D] of sqrt(w)·(x − shift), 0 where not counted; null: not wanted
+  double* sum;  // [C, D]; written on the columns of the call alone
+  float* rows;  // [N, D] of sqrt(w)·(x − shift), 0 where not counted; null: not wanted
 };
 
 // Row functions work on rows [begin, end), `moments` on columns [begin, end) of all rows.

@@ -41,8 +41,8 @@ Update solve_slots(const Program& program, const double* p, double square) {
   const double norm = program.needs_norm() ? std::sqrt(square) : 0;
   const double unit = program.relative ? program.scale * norm : program.scale;
   for (int j = 0; j < program.count; ++j) {
-    double b = program.strength[j] * unit +
-               (clip(p[j], bound(program.low[j], unit), bound(program.high[j], unit)) - p[j]);
+    double b =
+        program.strength[j] * unit + (clip(p[j], bound(program.low[j], unit), bound(program.high[j], unit)) - p[j]);
     if (program.rotate[j] != 0) {
       const double outside = std::sqrt(std::max(square - p[j] * p[j], 0.0));
       if (outside > norm * kParallel) {

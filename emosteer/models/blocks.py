@@ -62,7 +62,7 @@ def find_decoder(model: Any) -> Decoder:
 
 def _moved(model: nn.Module, found: Decoder) -> bool:
     try:
-        return tuple(model.get_submodule(found.name)) != found.blocks
+        return tuple(model.get_submodule(found.name).children()) != found.blocks
     except (AttributeError, TypeError):
         return True
 
@@ -140,7 +140,7 @@ def same_tensor(a: Tensor, b: Tensor) -> bool:
 def run_probe(model: nn.Module) -> Any:
     """Run a model on a few tokens, without a cache, gradients or side effects."""
     device = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     vocabulary = getattr(text, "vocab_size", None) or 32
     batch, length = PROBE_SHAPE

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +33,7 @@ class _Pass:
         self.token_row: Tensor | None = None
         self.mask: Tensor | None = None
         self.prompt: Prompt | None = None
+        self.assigned: Tensor | None = None
         self.started: Tensor | None = None
 
 
@@ -140,28 +143,28 @@ class Injection:
         patches = Patches()
         try:
             remember_mask(patches, self.model, self.decoder, self._now)
-            patches.replace(self.decoder.stack, "forward", lambda f: self._stack_forward(f, patches))
+            patches.replace(self.decoder.stack, "forward", partial(self._stack_forward, patches=patches))
             for layer in self.directions:
                 fused = layer in fusion.readers
                 patches.replace(
                     self.decoder.blocks[layer],
                     "forward",
-                    lambda f, layer=layer, fused=fused: self._block_forward(f, patches, layer, fused),
+                    partial(self._block_forward, patches=patches, layer=layer, fused=fused),
                 )
                 if fused:
                     norm = fusion.readers[layer]
                     patches.replace(
                         norm.module,
                         "forward",
-                        lambda f, layer=layer, norm=norm: self._reader_forward(f, patches, layer, norm),
+                        partial(self._reader_forward, patches=patches, layer=layer, norm=norm),
                     )
             idle = [norm for layer, norm in fusion.readers.items() if layer not in self.directions]
             for norm in (*fusion.others, *idle):
                 patches.replace(
-                    norm.module, "forward", lambda f, norm=norm: self._norm_forward(f, patches, norm)
+                    norm.module, "forward", partial(self._norm_forward, patches=patches, norm=norm)
                 )
             if hasattr(self.entry, "generate"):
-                patches.replace(self.entry, "generate", lambda g: self._generate(g, patches))
+                patches.replace(self.entry, "generate", partial(self._generate, patches=patches))
         except BaseException:
             patches.undo()
             raise
@@ -236,6 +239,17 @@ class Injection:
         )
         return "\n".join(lines)
 
+    @contextmanager
+    def batch(self, rows: Tensor | None, prompt: Prompt | None) -> Iterator[None]:
+        """What this thread's passes are about; see `Steering.batch`."""
+        now = self._local
+        before = now.assigned, now.prompt, now.started
+        now.assigned, now.prompt, now.started = rows, prompt, None
+        try:
+            yield
+        finally:
+            now.assigned, now.prompt, now.started = before
+
     # ---- the patches ------------------------------------------------------------------------------
 
     def _now(self) -> _Pass:
@@ -270,7 +284,7 @@ class Injection:
                 return original(*args, **kwargs)
             now = self._now()
             now.token_row, now.started = token_rows(
-                args, kwargs, self._local_prompt(), now.started, now.mask
+                args, kwargs, self._local_prompt(), now.started, now.mask, now.assigned
             )
             differentiable = torch.is_grad_enabled() or torch.compiler.is_compiling()
             now.mode = DIFFERENTIABLE if differentiable else IN_PLACE
@@ -320,6 +334,7 @@ class Injection:
             if torch.compiler.is_compiling() or local.mode != IN_PLACE or self._yielded or not patches.active:
                 return original(x, *args, **kwargs)
             weight = parameters["weight"]
+            assert weight is not None  # a norm without one is not recognised
             if args or kwargs or x.dtype != weight.dtype or not x.is_contiguous() or type(x) is not Tensor:
                 ops.steer_(x, directions, table, local.token_row, scale=scale)
                 return original(x, *args, **kwargs)
@@ -338,6 +353,7 @@ class Injection:
             if torch.compiler.is_compiling() or local.mode != IN_PLACE or self._yielded or not patches.active:
                 return original(x, *args, **kwargs)
             weight = parameters["weight"]
+            assert weight is not None  # a norm without one is not recognised
             if args or kwargs or x.dtype != weight.dtype or x.stride(-1) != 1 or type(x) is not Tensor:
                 return original(x, *args, **kwargs)
             return backends.of(x.device).rms_norm(x, weight, eps, offset)

@@ -106,10 +106,10 @@ class Positions:
             return self.until_prompt_end or (self.spec.start or 0) < 0 or (self.spec.stop or 0) < 0
         return isinstance(self.spec, str)
 
-    def chosen(self, position: Tensor, prompt_length: Tensor | None) -> Tensor:
-        """Bool `[B, T]`: which of the positions `[B, T]` are acted on."""
-        spec = self.spec
-        end = None if prompt_length is None else prompt_length[:, None]
+    def chosen(self, position: Tensor, prompt_length: Tensor | None, row: Tensor) -> Tensor:
+        """Bool `[B, T]`: which of the positions `[B, T]` are acted on, in rows that have programs `row` `[B]`."""
+        spec: Any = self.spec
+        end: Any = None if prompt_length is None else prompt_length[:, None]  # there if `needs_prompt`
         if isinstance(spec, str):
             return position >= end
         if isinstance(spec, Tensor):
@@ -118,8 +118,7 @@ class Positions:
             at = position.clamp(0, mask.shape[-1] - 1)
             if mask.ndim == 1:
                 return inside & mask[at]
-            row = batch_rows(position.shape[0], self.rows, position.device).long()
-            return inside & mask[row[:, None], at]
+            return inside & mask[row.long()[:, None], at]
         start = spec.start or 0
         first = start if start >= 0 else (end + start).clamp(min=0)
         keep = position >= first
@@ -169,6 +168,7 @@ class TokenRows:
         prompt: Prompt | None,
         started: Tensor | None,
         outer_mask: Tensor | None = None,
+        assigned: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
         """`(token_row, prompt length)` of a call.
 
@@ -177,6 +177,7 @@ class TokenRows:
             prompt: of the `generate` call that this is part of.
             started: prompt length `[B]` of the sequences in the cache, from an earlier call.
             outer_mask: 2-D attention mask of the module around the decoder, for a decoder that is given none.
+            assigned: int32 `[B]`, the program of each row, where the caller says so.
 
         Returns:
             int32 `[B, T]`, −1 where nothing is done, or None where every token is acted on and rows
@@ -189,12 +190,16 @@ class TokenRows:
         batch, length = tokens.shape[:2]
         device, rows = tokens.device, self.positions.rows
         mask = call.get("attention_mask")
-        if not (isinstance(mask, Tensor) and mask.ndim == 2) and outer_mask is not None:
-            if len(outer_mask) == batch and outer_mask.shape[1] >= length:
-                mask = outer_mask
-        row = batch_rows(batch, rows, device)
+        own = isinstance(mask, Tensor) and mask.ndim == 2
+        if not own and outer_mask is not None and len(outer_mask) == batch and outer_mask.shape[1] >= length:
+            mask = outer_mask
+        row = batch_rows(batch, rows, device) if assigned is None else assigned.to(device)
+        if len(row) != batch:
+            raise ValueError(f"the batch has {batch} rows, {len(row)} were said to come")
         if self.positions.everything and (length == 1 or (mask is None and prompt is None)):
-            return None, started
+            if assigned is None:
+                return None, started
+            return row[:, None].expand(batch, length).to(torch.int32).contiguous(), started
         past = cached_columns(call)
         column, valid = _columns(batch, length, past, mask, call.get("position_ids"), prompt, device)
         ends = None
@@ -206,7 +211,7 @@ class TokenRows:
             else:
                 ends = (column.masked_fill(~valid, -1).amax(1) + 1).to(device)
             ends = ends.to(device)
-        keep = valid & self.positions.chosen(column, ends)
+        keep = valid & self.positions.chosen(column, ends, row)
         return torch.where(keep, row[:, None], NO_ROW).to(torch.int32).contiguous(), ends
 
 
@@ -215,7 +220,7 @@ def cached_columns(call: dict[str, Any]) -> int | Tensor:
     at = call.get("cache_position")
     if isinstance(at, Tensor):
         return at[0]
-    cache = call.get("past_key_values")
+    cache: Any = call.get("past_key_values")
     if hasattr(cache, "get_seq_length"):
         return cache.get_seq_length()
     if isinstance(cache, (tuple, list)) and cache and isinstance(cache[0][0], Tensor):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -107,12 +108,12 @@ class Monitor:
         patches = Patches()
         try:
             if hasattr(self.entry, "generate"):
-                patches.replace(self.entry, "generate", lambda f: self._generate(f, patches))
-            patches.replace(self.decoder.stack, "forward", lambda f: self._stack_forward(f, patches))
+                patches.replace(self.entry, "generate", partial(self._generate, patches=patches))
+            patches.replace(self.decoder.stack, "forward", partial(self._stack_forward, patches=patches))
             for layer, block in enumerate(self.decoder.blocks):
                 if layer in self.scores or layer - 1 in self.scores:
                     patches.replace(
-                        block, "forward", lambda f, layer=layer: self._block_forward(f, patches, layer)
+                        block, "forward", partial(self._block_forward, patches=patches, layer=layer)
                     )
         except BaseException:
             patches.undo()
@@ -184,7 +185,7 @@ class Monitor:
             if now.watching and patches.active:
                 self._read(now)
                 if layer in self.scores:
-                    now.waiting[layer] = first_tensor(output)
+                    now.waiting[layer] = _hidden(output)
             return output
 
         return forward
@@ -243,6 +244,13 @@ class Monitor:
             self.alarms.append(alarm)
             if self.on_alarm is not None:
                 self.on_alarm(alarm)
+
+
+def _hidden(output: Any) -> Tensor:
+    hidden = first_tensor(output)
+    if hidden is None:
+        raise RuntimeError(f"a block returned {type(output).__name__}, which holds no hidden state")
+    return hidden
 
 
 class _Watching(threading.local):

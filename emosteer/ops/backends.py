@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from functools import lru_cache
 from importlib import import_module
 from types import ModuleType
+from typing import overload
 
 import torch
 
@@ -17,6 +18,10 @@ NAMES = ("reference", "cpu", "triton", "cuda")
 _asked: ContextVar[str | None] = ContextVar("emosteer_backend", default=None)
 
 
+@overload
+def backend(name: None = None) -> str: ...
+@overload
+def backend(name: str) -> AbstractContextManager[str]: ...
 def backend(name: str | None = None) -> str | AbstractContextManager[str]:
     """Read or choose the backend of the operations.
 

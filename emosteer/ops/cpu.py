@@ -269,7 +269,8 @@ def _rows(x: Tensor) -> _cpu.Rows | None:
     item = x.element_size()
     if x.is_contiguous():
         return _cpu.Rows(x.data_ptr(), 1, x.shape[-1] * item, 0)
-    sizes, strides = [], []
+    sizes: list[int] = []
+    strides: list[int] = []
     for size, stride in zip(x.shape[:-1], x.stride()[:-1]):
         if size == 1:
             continue

@@ -6,6 +6,7 @@ import itertools
 import math
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,6 +60,7 @@ class SteerTable:
     rotate: Tensor
     preserve_norm: Tensor
     relative: Tensor
+    _handle: Any  # the CPU kernels' view of the columns, made at the first use
 
     def __init__(
         self,

@@ -65,7 +65,7 @@ def test_an_error_while_attaching_leaves_no_patch(model, bank, monkeypatch):
     before = leftovers(model)
     steering = es.steer(model, bank, "calm", 0.3)
     monkeypatch.setattr(
-        type(steering._injection), "_block_forward", lambda *a: (_ for _ in ()).throw(RuntimeError("no"))
+        type(steering._injection), "_block_forward", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("no"))
     )
     with pytest.raises(RuntimeError, match="no"):
         steering.attach()

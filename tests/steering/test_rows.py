@@ -130,3 +130,25 @@ def test_the_real_model(smollm2, side):
             text = greedy(model, *padded([prompts[k]]))[0]
         torch.testing.assert_close(logits[k], alone, rtol=2e-3, atol=2e-3)
         assert together[k].tolist() == text.tolist()
+
+
+def test_rows_of_a_batch_said_by_the_caller(model, bank, prompts):
+    """A loop of one's own: any rows of the table, in any order, and where the prompts end."""
+    programs = [es.add("calm", 0.3), es.ablate("proud"), es.rotate("weary", 15)]
+    ids, mask = padded(prompts)
+    chosen = [2, -1, 0, 2]
+    for positions in ("all", "generated"):
+        with es.steer(model, bank, programs, layers="all", positions=positions) as steering:
+            with steering.batch(chosen, prompt_mask=mask[:, :-1]):
+                together = last_logits(model, ids, mask)
+            with pytest.raises(ValueError, match="row 3; the table has rows 0 to 2"), steering.batch([3]):
+                pass
+            with steering.batch([0]), pytest.raises(ValueError, match="4 rows, 1 were said to come"):
+                last_logits(model, ids, mask)
+        for k, row in enumerate(chosen):
+            program = None if row < 0 else programs[row]
+            with es.steer(model, bank, program, layers="all", positions=positions) as steering:
+                one, alone = padded([prompts[k]])
+                with steering.batch(prompt_mask=alone[:, :-1]):
+                    expected = last_logits(model, one, alone)
+            torch.testing.assert_close(together[k], expected[0], rtol=1e-4, atol=1e-4)

