@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -141,13 +142,10 @@ def run_probe(model: nn.Module) -> Any:
     """Run a model on a few tokens, without a cache, gradients or side effects."""
     device = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
     config: Any = getattr(model, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    vocabulary = getattr(text, "vocab_size", None) or 32
-    batch, length = PROBE_SHAPE
-    ids = (torch.arange(1, batch * length + 1, device=device) * 7919 % vocabulary).view(batch, length)
+    ids = torch.tensor(_plain_ids(config, PROBE_SHAPE[0] * PROBE_SHAPE[1]), device=device).view(PROBE_SHAPE)
     _probing.on = True
     try:
-        with evaluating(model), torch.no_grad():
+        with evaluating(model), _remembering(model), torch.no_grad():
             return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     except Exception as error:
         raise ValueError(
@@ -156,6 +154,36 @@ def run_probe(model: nn.Module) -> Any:
         ) from error
     finally:
         _probing.on = False
+
+
+@contextmanager
+def _remembering(model: nn.Module) -> Iterator[None]:
+    """Put back what a pass leaves in the modules themselves: recurrent states, offsets of positions."""
+    before = [(part, dict(part)) for m in model.modules() for part in (m.__dict__, m._buffers)]
+    try:
+        yield
+    finally:
+        for part, values in before:
+            for key in part.keys() - values.keys():
+                del part[key]
+            for key, value in values.items():
+                if part.get(key, model) is not value:
+                    part[key] = value
+
+
+def _plain_ids(config: Any, count: int) -> list[int]:
+    """Token ids that stand for text, not for an image or an end, which a model would treat otherwise."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    vocabulary = getattr(text, "vocab_size", None) or 32
+    special: set[Any] = set()
+    for part in (config, text):
+        for name, value in vars(part).items() if part is not None else ():
+            if "token" in name:
+                special.update(value if isinstance(value, (list, tuple)) else [value])
+    plain = [
+        i for i in (k * 7919 % vocabulary for k in range(1, min(vocabulary, 1000) + 1)) if i not in special
+    ]
+    return (plain * count or list(range(count)))[:count]
 
 
 def probing() -> bool:

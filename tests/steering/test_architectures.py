@@ -1,15 +1,13 @@
 """Every architecture, found by its structure: idle it is untouched, steered it is the fp64 reference."""
 
-from __future__ import annotations
-
 import pytest
 import torch
+from torch import nn
 
 import emosteer as es
-from emosteer import ops
 from emosteer.models.blocks import find_decoder
-from emosteer.models.patching import first_tensor
 
+from .against_reference import assert_as_the_reference
 from .conftest import padded, random_bank
 from .test_restore import leftovers
 from .tiny import DECODERS, tiny
@@ -33,40 +31,15 @@ def logits(model):
         return model(input_ids=IDS, attention_mask=MASK, use_cache=False).logits
 
 
-def passed(model, steering):
-    """What each block was called with and what it left, once the pass was over: `[(call, stream)]`.
-
-    Tensors are not copied, so what is written into them inside the next norm shows.
-    """
-    calls = []
-
-    def record(block, args, kwargs, output):
-        calls.append((block, args, kwargs, first_tensor(output)))
-
-    with steering:
-        hooks = [b.register_forward_hook(record, with_kwargs=True) for b in find_decoder(model).blocks]
-        try:
-            logits(model)
-        finally:
-            for hook in hooks:
-                hook.remove()
-    return calls
-
-
-def assert_steered_as_the_reference(model, bank, steering, tolerance=2e-5):
-    """Each block's stream against the definition, in fp64, on what that block gives unsteered."""
-    row = torch.where(MASK.bool(), torch.arange(len(MASK))[:, None], -1).to(torch.int32)
-    for layer, (block, args, kwargs, after) in enumerate(passed(model, steering)):
-        with torch.no_grad(), ops.backend("reference"):
-            before = first_tensor(block(*args, **kwargs))
-            expected = ops.steer(
-                before.double(), bank.directions[layer].double(), steering.table, row, scale=bank.scale[layer]
-            )
-        error = ((after.double() - expected).norm(dim=-1) / expected.norm(dim=-1))[MASK.bool()]
-        assert error.max() < tolerance, f"block {layer}: {error}"
-        torch.testing.assert_close(after[~MASK.bool()], before[~MASK.bool()], rtol=1e-4, atol=1e-4)
-        moved = (after - before).norm(dim=-1)[MASK.bool()]
-        assert moved.min() > 1e-2, f"block {layer} was not steered: {moved}"
+def greedy(model):
+    return model.generate(
+        input_ids=IDS[:, -3:],
+        attention_mask=MASK[:, -3:],
+        max_new_tokens=4,
+        min_new_tokens=4,
+        do_sample=False,
+        pad_token_id=0,
+    )
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -92,26 +65,62 @@ def test_idle_is_untouched_and_nothing_is_left(model, bank, fused):
 def test_steered_is_the_reference(model, bank, fused):
     """Three rows of different lengths, padded on the left, each with a program of its own."""
     steering = es.steer(model, bank, PROGRAMS, layers="all", fused=fused)
-    assert_steered_as_the_reference(model, bank, steering)
+    assert_as_the_reference(model, bank, steering, lambda: logits(model), MASK)
 
 
 def test_generates(model, bank):
-    ids, mask = IDS[:, -3:], torch.ones_like(IDS[:, -3:])
+    """The same text fused and not, another than unsteered; the report has a line a block."""
     with es.steer(model, bank, PROGRAMS, layers="all") as steering:
-        fused = greedy(model, ids, mask)
-        assert len(steering.report().splitlines()) == 4
+        fused = greedy(model)
+        assert len(steering.report().splitlines()) == find_decoder(model).depth + 1
     with es.steer(model, bank, PROGRAMS, layers="all", fused=False):
-        assert torch.equal(greedy(model, ids, mask), fused)
-    assert not torch.equal(greedy(model, ids, mask), fused)
+        assert torch.equal(greedy(model), fused)
+    assert not torch.equal(greedy(model), fused)
 
 
-def greedy(model, ids, mask):
-    """Scores of 4 greedy tokens."""
-    return model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=4,
-        min_new_tokens=4,
-        do_sample=False,
-        pad_token_id=0,
-    )
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "olmo2", "gpt2", "mamba", "qwen3_moe"])
+def test_half_precision(name, dtype):
+    """Rows of 16 bits, whatever the model keeps its stream in."""
+    half = tiny(name).to(dtype)
+    steering = es.steer(half, random_bank(half), PROGRAMS, layers="all")
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 3e-3
+    assert_as_the_reference(half, random_bank(half), steering, lambda: logits(half), MASK, tolerance)
+
+
+def test_an_encoder_decoder_is_refused():
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(vocab_size=32, d_model=16, d_kv=4, d_ff=16, num_layers=2, num_heads=4)
+    t5 = T5ForConditionalGeneration(config).eval()
+    before = leftovers(t5)
+    with pytest.raises(
+        ValueError, match="T5ForConditionalGeneration is an encoder–decoder; emosteer steers decoders"
+    ):
+        find_decoder(t5)
+    assert leftovers(t5) == before
+
+
+class Bag(nn.Module):
+    """Blocks that all read the embedding: no stream goes through them."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(32, 8)
+        self.members = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, input_ids, attention_mask=None, use_cache=None):
+        x = self.embed(input_ids)
+        return sum(member(x) for member in self.members)
+
+
+def test_a_model_without_a_chain_of_blocks_is_refused():
+    with pytest.raises(ValueError, match=r"no chain of blocks was found in Bag: .*looked at members"):
+        find_decoder(Bag())
+
+
+def test_a_model_that_does_not_take_token_ids_is_refused():
+    with pytest.raises(
+        ValueError, match="Linear could not be run on token ids to find its blocks: TypeError"
+    ):
+        find_decoder(nn.Linear(2, 2))

@@ -21,9 +21,9 @@ def test_padding_is_left_alone(make):
     bank = random_bank(model)
 
     def stream(program):
-        with es.steer(model, bank, program, 0.5, layers=[0], fused=False), streams(model) as seen:
-            with torch.no_grad():
-                model(input_ids=IDS, attention_mask=MASK)
+        steering = es.steer(model, bank, program, 0.5, layers=[0], fused=False)
+        with steering, streams(model) as seen, torch.no_grad():
+            model(input_ids=IDS, attention_mask=MASK)
         return seen[0][0]
 
     clean, steered = stream(None), stream("calm")

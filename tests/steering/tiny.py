@@ -119,13 +119,13 @@ def tiny(model_type: str, *, seed: int = 0, **overrides):
     return _random(AutoModelForCausalLM, config, seed)
 
 
-def tiny_vision_language(model_type: str, *, seed: int = 0):
-    """A random model of a type in `VISION_LANGUAGE`; an image is 16 × 16 pixels, 4 tokens `IMAGE_TOKEN`."""
+def tiny_vision_language(model_type: str, *, image_token_id: int = IMAGE_TOKEN, seed: int = 0):
+    """A random model of a type in `VISION_LANGUAGE`; an image is 16 × 16 pixels, 4 tokens."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     text, whole = VISION_LANGUAGE[model_type]
     ends = {k: COMMON[k] for k in ("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings")}
-    image = dict(image_token_id=IMAGE_TOKEN, image_token_index=IMAGE_TOKEN)
+    image = dict(image_token_id=image_token_id, image_token_index=image_token_id)
     special = dict(video_token_id=IMAGE_TOKEN - 1, vision_start_token_id=IMAGE_TOKEN - 2)
     config = AutoConfig.for_model(
         model_type, text_config={**COMMON, **text}, **whole, **image, **special, **ends
