@@ -19,7 +19,7 @@ from .fusion import Fusion, agree, find_fusion
 from .norms import RmsNorm
 from .padding import remember_mask
 from .patching import Patches, first_tensor, with_first_tensor
-from .positions import Positions, Prompt, TokenRows, prompt_of
+from .positions import Positions, Prompt, TokenRows, prompt_of, virtual_tokens
 
 # How a forward pass is steered.
 OFF, IN_PLACE, DIFFERENTIABLE = 0, 1, 2
@@ -269,6 +269,8 @@ class Injection:
                 kwargs.get("pad_token_id", getattr(asked, "pad_token_id", None)),
                 kwargs.get("eos_token_id", getattr(asked, "eos_token_id", None)),
             )
+            if now.prompt is not None:
+                now.prompt = now.prompt.after(virtual_tokens(self.model))
             try:
                 return original(*args, **kwargs)
             finally:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 NO_ROW = -1
 
@@ -22,6 +22,10 @@ class Prompt:
     @property
     def length(self) -> Tensor:
         return self.mask.sum(1)
+
+    def after(self, columns: int) -> Prompt:
+        """The same prompt after so many columns of learned tokens, which count as its first ones."""
+        return Prompt(nn.functional.pad(self.mask, (columns, 0), value=True)) if columns else self
 
 
 def prompt_of(args: tuple, kwargs: dict[str, Any], pad: int | None, eos: Any) -> Prompt | None:
@@ -42,6 +46,11 @@ def prompt_of(args: tuple, kwargs: dict[str, Any], pad: int | None, eos: Any) ->
     if ids.ndim == 2 and pad is not None and pad not in ends and bool((ids == pad).any()):
         return Prompt(ids != pad)
     return Prompt(torch.ones(ids.shape[:2], dtype=torch.bool, device=ids.device))
+
+
+def virtual_tokens(model: Any) -> int:
+    """How many learned columns a PEFT model puts in front of every text (prompt and prefix tuning)."""
+    return getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", None) or 0
 
 
 class Positions:
