@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,9 +36,38 @@ class Story:
         return iter((self.emotion, self.text))
 
 
-def corpus() -> tuple[Story, ...]:
-    """The stories that come with emosteer: each of the 171 words in each of four situations."""
-    return read_stories(DATA / "stories.jsonl")
+class Corpus(tuple[Story, ...]):
+    """Stories, and the neutral texts that go with them (`extract` takes both).
+
+    Attributes:
+        neutral: dialogues without emotional colour.
+    """
+
+    neutral: tuple[str, ...] = ()
+
+    def only(self, emotions: Iterable[str]) -> Corpus:
+        """The stories of these emotions.
+
+        Raises:
+            ValueError: an emotion without a story.
+        """
+        wanted = tuple(dict.fromkeys([emotions] if isinstance(emotions, str) else emotions))
+        known = {story.emotion for story in self}
+        missing = [word for word in wanted if word not in known]
+        if missing:
+            raise ValueError(
+                f"no stories of {', '.join(missing)}; there are {len(known)} emotions in this corpus"
+            )
+        some = Corpus(story for story in self if story.emotion in wanted)
+        some.neutral = self.neutral
+        return some
+
+
+def corpus() -> Corpus:
+    """The stories that come with emosteer: each of the words in each of four situations."""
+    found = Corpus(read_stories(DATA / "stories.jsonl"))
+    found.neutral = neutral()
+    return found
 
 
 def neutral() -> tuple[str, ...]:
