@@ -201,9 +201,7 @@ def logistic_probe(rows: Tensor, labels: Sequence[int] | Tensor, c: float = 1.0)
         from sklearn.multiclass import OneVsRestClassifier
     except ImportError:
         raise ImportError('the logistic probe needs scikit-learn: pip install "emosteer[science]"') from None
-    labels = torch.as_tensor(labels).cpu().numpy()
-    fitted = OneVsRestClassifier(LogisticRegression(C=c, max_iter=1000)).fit(
-        rows.double().cpu().numpy(), labels
-    )
+    of = torch.as_tensor(labels).cpu().numpy()
+    fitted = OneVsRestClassifier(LogisticRegression(C=c, max_iter=1000)).fit(rows.double().cpu().numpy(), of)
     weights = [torch.from_numpy(one.coef_[0]) for one in fitted.estimators_]
     return torch.stack(weights) if len(weights) > 1 else torch.stack([-weights[0], weights[0]])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -118,7 +118,7 @@ class _Pass:
         self.layers = resolve_layers(layers, self.capture.decoder.depth)
         self.capture.layers = self.layers
         self.model_name, self.revision = name_of(model)
-        self.device = self.capture.device
+        self.device = self.capture.device or torch.device("cpu")
         dim = self.capture.decoder.dim
         self.moments = {layer: LayerMoments(1, dim, method == "lda", self.device) for layer in self.layers}
         self.names: list[str] = []
@@ -146,7 +146,7 @@ class _Pass:
 
     def count(self, texts: Iterable[Any], bar: Progress, kind: str) -> None:
         """Count all texts of a kind, window by window."""
-        bar.begin(kind, len(texts) if hasattr(texts, "__len__") else None)
+        bar.begin(kind, len(texts) if isinstance(texts, Sized) else None)
         for window in windows(texts, WINDOW):
             pairs = [_pair(item, self.counts[kind] + i) for i, item in enumerate(window)]
             self.fingerprint.add(kind, pairs)
@@ -354,7 +354,7 @@ def _pair(item: Any, number: int) -> tuple[str, str]:
 
 def _longest(tok: Any, model: Any) -> int:
     """How many tokens a model takes at most."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     text: Any = config.get_text_config() if hasattr(config, "get_text_config") else config
     known = (getattr(tok, "model_max_length", None), getattr(text, "max_position_embeddings", None))
     return min((n for n in known if isinstance(n, int) and n > 0), default=1 << 30)

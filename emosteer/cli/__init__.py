@@ -1,0 +1,36 @@
+"""The command `emosteer`; each command's work is imported when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+app = typer.Typer(help="Read and steer the residual stream of language models.", no_args_is_help=True)
+
+
+@app.command()
+def demo(out: Path = typer.Option(Path("out/demo"), help="Where the pictures and numbers go.")) -> None:  # noqa: B008
+    """Extract emotion directions from the built-in model, steer it with them, and draw the circumplex."""
+    from .demo import run
+
+    run(out)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what was built, what runs where, and why not the rest."""
+    from .doctor import run
+
+    run()
+
+
+def main() -> None:
+    """The entry point: an error of the user's is one line and exit code 2."""
+    import sys
+
+    try:
+        app()
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        print(f"emosteer: {error}", file=sys.stderr)
+        sys.exit(2)

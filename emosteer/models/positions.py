@@ -193,9 +193,7 @@ class TokenRows:
             are spread evenly; and the prompt length for the calls that follow.
         """
         call = self.call(args, kwargs)
-        tokens = call.get("input_ids")
-        if tokens is None:
-            tokens = call["inputs_embeds"]
+        tokens = _tokens(call)
         batch, length = tokens.shape[:2]
         device, rows = tokens.device, self.positions.rows
         mask = call.get("attention_mask")
@@ -222,6 +220,19 @@ class TokenRows:
             ends = ends.to(device)
         keep = valid & self.positions.chosen(column, ends, row)
         return torch.where(keep, row[:, None], NO_ROW).to(torch.int32).contiguous(), ends
+
+
+def _tokens(call: dict[str, Any]) -> Tensor:
+    """Ids `[B, T]`, or what else a stack is given `[B, T, D]`, whatever that is called."""
+    for name in ("input_ids", "inputs_embeds"):
+        if call.get(name) is not None:
+            return call[name]
+    given = next((v for v in call.values() if isinstance(v, Tensor) and v.ndim == 3), None)
+    if given is None:
+        raise TypeError(
+            f"the stack of blocks was called without token ids or embeddings, with {', '.join(call)}"
+        )
+    return given
 
 
 def cached_columns(call: dict[str, Any]) -> int | Tensor:

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import overload
 
@@ -73,6 +74,8 @@ def require(name: str, argument: str = "backend") -> None:
 @lru_cache(maxsize=len(NAMES))
 def unavailable(name: str) -> str | None:
     """Why a backend cannot run here, None if it can."""
+    if find_spec(f"emosteer.ops.{name}") is None:
+        return "this version of emosteer does not have it"
     return import_module(f"emosteer.ops.{name}").unavailable()
 
 

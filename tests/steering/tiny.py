@@ -91,7 +91,6 @@ DECODERS: dict[str, dict] = {
         "mamba_d_state": 4,
         "mamba_dt_rank": 4,
     },
-    "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
 }
 
 
