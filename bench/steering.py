@@ -64,7 +64,9 @@ def measure(model, bank: es.Bank, name: str, rounds: int, peers: Sequence[str]) 
     repeats = 4 if batch * max(length, 1) <= 16 else 1
     times: dict[str, list[float]] = {side: [] for side in sides}
     for turn in range(rounds + 1):
-        for side, enter in sides.items():
+        for side, enter in (
+            list(sides.items()) if turn % 2 else reversed(sides.items())
+        ):  # so that drift cancels
             with enter():
                 step()
                 start = time.perf_counter()
@@ -81,7 +83,8 @@ def programs_in_a_batch(model, bank: es.Bank, rounds: int, batch: int = 256) -> 
     many = [es.add(bank.names[b % len(bank)], STRENGTH + b * 1e-4) for b in range(batch)]
     times: dict[str, list[float]] = {"256 programs": [], "1 program": []}
     for turn in range(rounds + 1):
-        for side, programs in (("256 programs", many), ("1 program", many[:1])):
+        pair = [("256 programs", many), ("1 program", many[:1])]
+        for side, programs in pair if turn % 2 else reversed(pair):
             with es.steer(model, bank, programs, layers="all"):
                 step()
                 start = time.perf_counter()

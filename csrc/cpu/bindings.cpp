@@ -1,4 +1,4 @@
-// The Python module emosteer._cpu: checks what only the values can tell, then runs the row kernels.
+// The Python module emosteer._cpu: checks what only the values can tell, then runs the row kernels->
 //
 // Shapes, dtypes and strides were checked by the caller; indices and strengths are checked here,
 // before anything is written, so that no value of theirs reaches outside a tensor.
@@ -19,7 +19,7 @@ namespace {
 // Below this many elements a second thread costs more than it brings, and so does releasing the GIL.
 constexpr std::int64_t kSerial = 32768;
 
-const Kernels& kernels = best_kernels();
+const Kernels* kernels = nullptr;  // chosen when the module loads
 
 template <class Body>
 void in_parallel(std::int64_t count, std::int64_t elements, const Body& body) {
@@ -92,14 +92,15 @@ void check_indices(const char* name, const std::int32_t* index, std::int64_t cou
 void run_steer(const SteerArgs& args) {
   check_table(*args.table, args.n_directions);
   check_indices("token_row", args.token_row, args.count, args.table->rows, "table rows");
-  in_parallel(args.count, args.count * args.dim, [&](std::int64_t b, std::int64_t e) { kernels.steer(args, b, e); });
+  in_parallel(args.count, args.count * args.dim, [&](std::int64_t b, std::int64_t e) { kernels->steer(args, b, e); });
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
+  kernels = &best_kernels();
   m.doc() = "Row kernels of emosteer for CPUs. Internal: use emosteer.ops.";
-  m.attr("isa") = kernels.name;
+  m.attr("isa") = kernels->name;
   m.attr("max_slots") = kMaxSlots;
   m.def("threads", [] { return omp_get_max_threads(); });
 
@@ -184,7 +185,7 @@ PYBIND11_MODULE(_cpu, m) {
                        std::uintptr_t weight, int weight_dtype, float eps, float weight_offset) {
     const NormArgs args{
         static_cast<Dtype>(dtype), static_cast<Dtype>(weight_dtype), dim, x, out, weight, eps, weight_offset};
-    in_parallel(count, count * dim, [&](std::int64_t b, std::int64_t e) { kernels.rms_norm(args, b, e); });
+    in_parallel(count, count * dim, [&](std::int64_t b, std::int64_t e) { kernels->rms_norm(args, b, e); });
   });
 
   m.def("project", [](int dtype, const RowView& x, std::int64_t count, std::int64_t dim, std::uintptr_t directions,
@@ -201,7 +202,7 @@ PYBIND11_MODULE(_cpu, m) {
                            reinterpret_cast<float*>(rows),
                            reinterpret_cast<float*>(norms)};
     in_parallel(count, count * dim * (directions ? n_directions : 1),
-                [&](std::int64_t b, std::int64_t e) { kernels.project(args, b, e); });
+                [&](std::int64_t b, std::int64_t e) { kernels->project(args, b, e); });
   });
 
   m.def("moments", [](int dtype, const RowView& x, std::int64_t count, std::int64_t dim, std::uintptr_t group,
@@ -217,7 +218,7 @@ PYBIND11_MODULE(_cpu, m) {
                           reinterpret_cast<double*>(sum),
                           reinterpret_cast<float*>(rows)};
     check_indices("token_group", args.group, count, n_groups, "groups");
-    in_parallel(dim, count * dim, [&](std::int64_t b, std::int64_t e) { kernels.moments(args, b, e); });
+    in_parallel(dim, count * dim, [&](std::int64_t b, std::int64_t e) { kernels->moments(args, b, e); });
   });
 
   m.def("check_groups", [](std::uintptr_t group, std::int64_t count, std::int64_t n_groups) {

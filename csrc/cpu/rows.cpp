@@ -220,6 +220,13 @@ inline double dot_double(const double* x, const float* v, std::int64_t n) {
   return d;
 }
 
+inline double length_of(const float* v, std::int64_t n) {
+  double square = 0;
+#pragma omp simd reduction(+ : square)
+  for (std::int64_t i = 0; i < n; ++i) square += static_cast<double>(v[i]) * v[i];
+  return __builtin_sqrt(square);
+}
+
 void gram_matrix(const Program& program, std::int64_t dim, double* gram) {
   for (int i = 0; i < program.count; ++i)
     for (int j = 0; j <= i; ++j) {
@@ -245,8 +252,12 @@ bool steer_exactly(const Program& program, const T* stored, U* y, std::int64_t d
   for (std::int64_t i = 0; i < dim; ++i) row[i] = x[i];
 #pragma omp simd reduction(+ : square)
   for (std::int64_t i = 0; i < dim; ++i) square += row[i] * row[i];
-  for (int j = 0; j < program.count; ++j) p[j] = dot_double(row, program.v[j], dim);
-  const Update update = solve_slots(program, p, square);
+  double length[kMaxSlots];
+  for (int j = 0; j < program.count; ++j) {
+    p[j] = dot_double(row, program.v[j], dim);
+    length[j] = program.rotates ? length_of(program.v[j], dim) : 1;
+  }
+  const Update update = solve_slots(program, p, square, length);
   const double norm = __builtin_sqrt(square);
   if (!update.changed) return false;
   const bool split = program.preserve_norm == 2;

@@ -36,7 +36,7 @@ Program read_program(const SteerArgs& args, std::int64_t row) {
   return program;
 }
 
-Update solve_slots(const Program& program, const double* p, double square) {
+Update solve_slots(const Program& program, const double* p, double square, const double* length) {
   Update update;
   const double norm = program.needs_norm() ? std::sqrt(square) : 0;
   const double unit = program.relative ? program.scale * norm : program.scale;
@@ -44,12 +44,13 @@ Update solve_slots(const Program& program, const double* p, double square) {
     double b =
         program.strength[j] * unit + (clip(p[j], bound(program.low[j], unit), bound(program.high[j], unit)) - p[j]);
     if (program.rotate[j] != 0) {
-      const double outside = std::sqrt(std::max(square - p[j] * p[j], 0.0));
+      const double unit_length = length ? length[j] : 1, along = p[j] / unit_length;
+      const double outside = std::sqrt(std::max(square - along * along, 0.0));
       if (outside > norm * kParallel) {
-        const double after = std::clamp(std::atan2(outside, p[j]) - program.rotate[j], 0.0, kPi);
+        const double after = std::clamp(std::atan2(outside, along) - program.rotate[j], 0.0, kPi);
         const double ratio = std::sin(after) * norm / outside;
         update.a += ratio - 1;
-        b += std::cos(after) * norm - ratio * p[j];
+        b += (std::cos(after) * norm - ratio * along) / unit_length;
       }
     }
     update.b[j] = b;

@@ -24,8 +24,9 @@ struct Update {
 
 Program read_program(const SteerArgs& args, std::int64_t row);
 
-// Before any norm is kept. `square` is ‖x‖² (ignored unless needs_norm).
-Update solve_slots(const Program& program, const double* p, double square);
+// Before any norm is kept. `square` is ‖x‖² (ignored unless needs_norm); `length` holds the lengths of
+// the directions, 1 up to float32 rounding, which only tell for rows that are nearly parallel to one.
+Update solve_slots(const Program& program, const double* p, double square, const double* length = nullptr);
 
 // x = Σ share_j v_j + a part orthogonal to every v_j: solves gram·share = p, leaving out directions
 // that repeat earlier ones. `gram` is [count, count] and is overwritten.

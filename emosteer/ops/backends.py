@@ -17,6 +17,7 @@ import torch
 NAMES = ("reference", "cpu", "triton", "cuda")
 
 _asked: ContextVar[str | None] = ContextVar("emosteer_backend", default=None)
+asked_here = _asked.get
 
 
 @overload

@@ -14,10 +14,16 @@ UNIT_TOLERANCE = 1e-5
 _INT32_MAX = 2**31 - 1
 
 
-def rows_of(x: Tensor, name: str = "x", *, exact: bool = False) -> int:
-    """The number of rows of a residual-stream tensor `[..., D]`; `exact` admits float64 (reference only)."""
+def tensor(x: Tensor, name: str = "x") -> Tensor:
+    """A tensor, whatever its device."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    return x
+
+
+def rows_of(x: Tensor, name: str = "x", *, exact: bool = False) -> int:
+    """The number of rows of a residual-stream tensor `[..., D]`; `exact` admits float64 (reference only)."""
+    tensor(x, name)
     if x.dtype not in DTYPES and not (exact and x.dtype == torch.float64):
         raise TypeError(f"{name} must be float32, bfloat16 or float16, got {_dtype(x)}")
     if x.ndim == 0:
@@ -35,8 +41,9 @@ def rows_of(x: Tensor, name: str = "x", *, exact: bool = False) -> int:
 
 def directions(directions: Tensor, x: Tensor) -> None:
     """float32 `[K, D]` unit rows on the device of `x`; the lengths are checked once per tensor and version."""
-    if not isinstance(directions, Tensor):
-        raise TypeError(f"directions must be a torch.Tensor, got {type(directions).__name__}")
+    tensor(directions, "directions")
+    if directions.device != x.device:
+        raise ValueError(f"directions are on {directions.device}, x is on {x.device}")
     version = 0 if directions.is_inference() else directions._version
     if getattr(directions, "_emosteer_unit", None) != (version, directions.data_ptr()):
         _check_directions(directions, x)
@@ -44,8 +51,6 @@ def directions(directions: Tensor, x: Tensor) -> None:
             directions._emosteer_unit = (version, directions.data_ptr())  # type: ignore[attr-defined]
     if directions.shape[1] != x.shape[-1]:
         raise ValueError(f"directions have {directions.shape[1]} columns, x has {x.shape[-1]}")
-    if directions.device != x.device:
-        raise ValueError(f"directions are on {directions.device}, x is on {x.device}")
 
 
 def _check_directions(directions: Tensor, x: Tensor) -> None:
@@ -104,6 +109,15 @@ def index(index: Tensor | None, name: str, rows: int, x: Tensor) -> Tensor | Non
     return index if index.is_contiguous() else index.contiguous()
 
 
+def writable(x: Tensor) -> None:
+    """No two rows in the same memory: each is steered its own way."""
+    if not x.is_contiguous() and any(n > 1 and s == 0 for n, s in zip(x.shape, x.stride())):
+        raise ValueError(
+            f"x has rows that share memory (strides {tuple(x.stride())}) and cannot be written in place; "
+            f"call .contiguous() first, or use the operation that returns a new tensor"
+        )
+
+
 def scale(scale: float) -> float:
     """A finite number."""
     value = float(scale)
@@ -114,8 +128,7 @@ def scale(scale: float) -> float:
 
 def norm_weight(weight: Tensor, x: Tensor) -> Tensor:
     """`[D]`, on the device of `x`."""
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"weight must be a torch.Tensor, got {type(weight).__name__}")
+    tensor(weight, "weight")
     if weight.dtype not in DTYPES and not (x.dtype == weight.dtype == torch.float64):
         raise TypeError(f"weight must be float32, bfloat16 or float16, got {_dtype(weight)}")
     if weight.ndim != 1 or weight.shape[0] != x.shape[-1]:

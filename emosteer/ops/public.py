@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import backends, checks, reference
+from . import backends, checks, cpu, reference
 from .moments import Moments
 from .table import SteerTable
 
@@ -15,7 +15,14 @@ _grad_enabled = torch.is_grad_enabled
 
 def _traced(x: Tensor) -> bool:
     """Whether the call must go through torch's dispatcher: compilation, fake tensors, other subclasses."""
-    return _is_compiling() or (type(x) is not Tensor and type(x) is not torch.nn.Parameter)
+    return _is_compiling() or (
+        type(x) is not Tensor and type(x) is not torch.nn.Parameter and isinstance(x, Tensor)
+    )
+
+
+def _gradient(*tensors: Tensor) -> bool:
+    """Whether a gradient is wanted for one of these (arguments that are no tensors are told off later)."""
+    return _grad_enabled() and any(getattr(t, "requires_grad", False) for t in tensors)
 
 
 def project(x: Tensor, directions: Tensor, *, center: Tensor | None = None, cosine: bool = False) -> Tensor:
@@ -35,10 +42,10 @@ def project(x: Tensor, directions: Tensor, *, center: Tensor | None = None, cosi
     Raises:
         TypeError, ValueError: a wrong dtype, shape, device or length; the message names the argument.
     """
-    if _traced(x) or (_grad_enabled() and (x.requires_grad or directions.requires_grad)):
+    if _traced(x) or _gradient(x, directions):
         checks.rows_of(x, exact=True)
         return torch.ops.emosteer.project.default(x, directions, center, cosine)
-    run = backends.of(x.device)
+    run = backends.of(checks.tensor(x).device)
     checks.rows_of(x, exact=run is reference)
     checks.directions(directions, x)
     return run.project(x, directions, checks.center(center, x), bool(cosine))
@@ -64,21 +71,26 @@ def steer_(
         TypeError, ValueError: the message names the argument; nothing has been written then.
         RuntimeError: `x` needs a gradient; use `steer`.
     """
+    if token_row is None and not _is_compiling() and cpu.repeat_steer_(x, directions, table, scale):
+        return x
     if _traced(x):
         _steer_traced(x, directions, table, token_row, scale)
         return x
-    if x.requires_grad and _grad_enabled():
+    if _gradient(x):
         raise RuntimeError(
             "steer_ writes in place and x requires a gradient; use steer, which is differentiable"
         )
-    run = backends.of(x.device)
+    run = backends.of(checks.tensor(x).device)
     rows = checks.rows_of(x, exact=run is reference)
     checks.directions(directions, x)
     checks.table(table, rows, token_row, x)
+    checks.writable(x)
     if token_row is not None:
         token_row = checks.index(token_row, "token_row", rows, x)
     if rows:
         run.steer_(x, directions, table, token_row, checks.scale(scale))
+        if run is cpu and token_row is None:
+            cpu.remember_steer_(x, directions, table)
     return x
 
 
@@ -96,17 +108,13 @@ def steer(
     Arguments and errors as `steer_`. Returns a new contiguous tensor. The backend `reference` also
     takes float64, for gradient checks.
     """
-    wanted = _grad_enabled() and (
-        x.requires_grad
-        or directions.requires_grad
-        or table.strength.requires_grad
-        or table.low.requires_grad
-        or table.high.requires_grad
-        or table.rotate.requires_grad
-    )
-    if _traced(x) or wanted:
+    if (
+        _traced(x)
+        or _gradient(x, directions)
+        or (isinstance(table, SteerTable) and _gradient(*table.columns()))
+    ):
         return torch.ops.emosteer.steer.default(x, directions, *table.columns(), token_row, scale)
-    run = backends.of(x.device)
+    run = backends.of(checks.tensor(x).device)
     rows = checks.rows_of(x, exact=run is reference)
     checks.directions(directions, x)
     checks.table(table, rows, token_row, x)
@@ -135,9 +143,9 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-6, weight_offset: flo
     Raises:
         TypeError, ValueError: the message names the argument.
     """
-    if _traced(x) or (_grad_enabled() and (x.requires_grad or weight.requires_grad)):
+    if _traced(x) or _gradient(x, weight):
         return torch.ops.emosteer.rms_norm.default(x, weight, eps, weight_offset)
-    run = backends.of(x.device)
+    run = backends.of(checks.tensor(x).device)
     rows = checks.rows_of(x, exact=run is reference)
     weight = checks.norm_weight(weight, x)
     if not rows:
@@ -171,17 +179,18 @@ def steer_rms_norm_(
             x, weight, directions, *table.columns(), token_row, scale, residual, eps, weight_offset
         )
         return normed, x
-    if _grad_enabled() and (x.requires_grad or weight.requires_grad):
+    if _gradient(x, weight):
         if x.requires_grad:
             raise RuntimeError(
                 "steer_rms_norm_ writes in place and x requires a gradient; use steer, then rms_norm"
             )
         weight = weight.detach()
-    run = backends.of(x.device)
+    run = backends.of(checks.tensor(x).device)
     rows = checks.rows_of(x, exact=run is reference)
     weight = checks.norm_weight(weight, x)
     checks.directions(directions, x)
     checks.table(table, rows, token_row, x)
+    checks.writable(x)
     if token_row is not None:
         token_row = checks.index(token_row, "token_row", rows, x)
     checks.residual(residual, x)
@@ -230,7 +239,7 @@ def moments_update_(
             weight,
         )
         return moments
-    x = x.detach()
+    x = checks.tensor(x).detach()
     run = backends.of(x.device)
     rows = checks.rows_of(x, exact=run is reference)
     checks.moments(moments, x)

@@ -42,7 +42,8 @@ def steer(
     x: Tensor, directions: Tensor, table: SteerTable, token_row: Tensor | None = None, scale: float = 1.0
 ) -> Tensor:
     """The row update of `SteerTable`, out of place."""
-    return _steer(x.double(), directions, table, token_row, scale, idle=x).to(x.dtype)
+    y, changed = _steer(x.double(), directions, table, token_row, scale)
+    return torch.where(changed, y.to(x.dtype), x)
 
 
 def steer_rms_norm(
@@ -61,7 +62,8 @@ def steer_rms_norm(
     The norm reads the rounded stream.
     """
     total = x.double() if residual is None else x.double() + residual.double()
-    stream = _steer(total, directions, table, token_row, scale, idle=total).to(x.dtype)
+    y, changed = _steer(total, directions, table, token_row, scale)
+    stream = torch.where(changed, y.to(x.dtype), x if residual is None else total.to(x.dtype))
     return rms_norm(stream, weight, eps, weight_offset), stream
 
 
@@ -97,14 +99,15 @@ def token_rows(n: int, table_rows: int, token_row: Tensor | None, device: torch.
 
 
 def _steer(
-    x: Tensor, directions: Tensor, table: SteerTable, token_row: Tensor | None, scale: float, idle: Tensor
-) -> Tensor:
+    x: Tensor, directions: Tensor, table: SteerTable, token_row: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """`y` `[..., D]` and bool `[..., 1]`: where it is not `x` itself."""
     shape, dim = x.shape, x.shape[-1]
-    x, idle = x.reshape(-1, dim), idle.reshape(-1, dim)
+    x = x.reshape(-1, dim)
     v = directions.double()
     row = token_rows(len(x), table.rows, token_row, x.device)
     _require_inside("token_row", row, table.rows, "table rows")
-    table.validate(len(v))
+    table.validate(len(v), exact=directions.dtype == torch.float64)
     r = row.clamp(min=0)
     slot = table.direction.long()[r]  # [N, S]
     used = (slot >= 0) & (row >= 0)[:, None]
@@ -116,7 +119,7 @@ def _steer(
     u = scale * torch.where(table.relative[r].bool()[:, None], norm, torch.ones_like(norm))
     low, high = (_bound(b.double()[r], u) for b in (table.low, table.high))
     b = table.strength.double()[r] * u + (torch.minimum(torch.maximum(p, low), high) - p)
-    stay, towards = _rotation(p, norm, table.rotate.double()[r])
+    stay, towards = _rotation(p, norm, table.rotate.double()[r], torch.linalg.vector_norm(v, dim=1)[slot])
     b = torch.where(used, b + towards, torch.zeros_like(b))  # y = a·x + Σ b_j v_j
     a = 1 + torch.where(used, stay, torch.zeros_like(stay)).sum(1, keepdim=True)
     changed = (b != 0).any(1, keepdim=True) | (a != 1)
@@ -130,7 +133,7 @@ def _steer(
         y = torch.where(preserve == 2, _keep_orthogonal(x, v, slot, used, p, norm, a, b), y)
     if y.requires_grad:  # a strength of 0 changes nothing and still has a gradient
         changed = used.any(1, keepdim=True)
-    return torch.where(changed, y, idle.to(y.dtype)).reshape(shape)
+    return y.reshape(shape), changed.reshape(*shape[:-1], 1)
 
 
 def _require_inside(name: str, index: Tensor, below: int, what: str) -> None:
@@ -144,11 +147,16 @@ def _require_inside(name: str, index: Tensor, below: int, what: str) -> None:
 
 def _bound(bound: Tensor, u: Tensor) -> Tensor:
     """`bound·u` with an infinite bound staying infinite where `u` is 0."""
-    return torch.where(bound.isinf(), bound, bound * u)
+    endless = bound.isinf()
+    return torch.where(endless, bound, torch.where(endless, 0.0, bound) * u)  # and no NaN in its gradient
 
 
-def _rotation(p: Tensor, norm: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
-    """`R x − x = stay·x + towards·v`: `x` turned by `angle` towards `v`, stopping at `±v`."""
+def _rotation(p: Tensor, norm: Tensor, angle: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+    """`R x − x = stay·x + towards·v`: `x` turned by `angle` towards `v`, stopping at `±v`.
+
+    The length of `v`, 1 up to float32 rounding, tells only for rows that are nearly parallel to it.
+    """
+    p = p / length
     orthogonal = _root(norm.square() - p.square())
     plane = (angle != 0) & (orthogonal > norm * 1e-6)
     safe = torch.where(plane, orthogonal, torch.ones_like(orthogonal))
@@ -156,7 +164,9 @@ def _rotation(p: Tensor, norm: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
     after = (before - angle).clamp(0, torch.pi)
     ratio = after.sin() * norm / safe  # of the orthogonal parts
     zero = torch.zeros_like(p)
-    return torch.where(plane, ratio - 1, zero), torch.where(plane, after.cos() * norm - ratio * p, zero)
+    return torch.where(plane, ratio - 1, zero), torch.where(
+        plane, (after.cos() * norm - ratio * p) / length, zero
+    )
 
 
 def _root(square: Tensor) -> Tensor:

@@ -23,6 +23,16 @@ _DTYPES = {
 }
 
 
+class _Back:
+    """From a column to its table, without keeping it alive; a copy of the column knows no table."""
+
+    def __init__(self, table: SteerTable | None = None) -> None:
+        self.table = weakref.ref(table) if table is not None else lambda: None
+
+    def __reduce__(self) -> tuple:
+        return _Back, ()
+
+
 class SteerTable:
     """R steering programs of S slots each, one row a program.
 
@@ -76,13 +86,13 @@ class SteerTable:
         for name, column in zip(_COLUMNS, columns):
             object.__setattr__(self, name, column)
         object.__setattr__(self, "_handle", None)
-        direction._emosteer_table = weakref.ref(self)  # type: ignore[attr-defined]
+        direction._emosteer_table = _Back(self)  # type: ignore[attr-defined]
 
     @classmethod
     def of(cls, *columns: Tensor) -> SteerTable:
         """The table that these columns belong to, or a new one: operators get columns, not tables."""
         known = getattr(columns[0], "_emosteer_table", None)
-        table = known() if known is not None else None
+        table = known.table() if known is not None else None
         if table is not None and all(a is b for a, b in zip(table.columns(), columns)):
             return table
         return cls(*columns)
@@ -156,26 +166,29 @@ class SteerTable:
             return self
         return SteerTable(*(column.to(device) for column in self.columns()))
 
-    def validate(self, k: int) -> SteerTable:
+    def validate(self, k: int, *, exact: bool = False) -> SteerTable:
         """Check every value against a bank of `k` directions; synchronises with the device.
+
+        `exact` admits float64 columns, for gradient checks of the reference.
 
         Raises:
             TypeError: a column has another dtype than the class documents.
             ValueError: a shape, an index outside [−1, k), a strength or angle that is not finite,
                 a NaN bound, low > high, an unknown preserve_norm or relative.
         """
-        for problem in itertools.chain(self.misshapen(), self._misvalued(k)):
+        for problem in itertools.chain(self.misshapen(exact), self._misvalued(k)):
             raise problem
         return self
 
-    def misshapen(self) -> Iterator[Exception]:
+    def misshapen(self, exact: bool = False) -> Iterator[Exception]:
         """What is wrong with the columns' shapes, dtypes and layout; reads no values."""
         if self.direction.ndim != 2:
             yield ValueError(f"table.direction must be [R, S], got shape {list(self.direction.shape)}")
         rows, slots = self.direction.shape
         for name in _COLUMNS:
             column = getattr(self, name)
-            if column.dtype != _DTYPES[name]:
+            double = exact and column.dtype == torch.float64 and _DTYPES[name] == torch.float32
+            if column.dtype != _DTYPES[name] and not double:
                 yield TypeError(f"table.{name} must be {_DTYPES[name]}, got {column.dtype}")
             want = (rows,) if name in ("preserve_norm", "relative") else (rows, slots)
             if tuple(column.shape) != want:
