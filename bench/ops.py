@@ -82,10 +82,10 @@ def one_row(rounds: int) -> list[Result]:
 
 
 def eager_steer(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """What a hook writes: add, then rescale to the norm before."""
-    norm = x.norm(dim=-1, keepdim=True)
-    y = x + 0.05 * v.to(x.dtype)
-    return y * (norm / y.norm(dim=-1, keepdim=True))
+    """The same formula and precision: add, rescale to the norm before, in float32, rounded once."""
+    wide = x.float()
+    y = wide + 0.05 * v
+    return (y * (wide.norm(dim=-1, keepdim=True) / y.norm(dim=-1, keepdim=True))).to(x.dtype)
 
 
 def eager_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -171,16 +171,22 @@ def second_moment(rounds: int) -> list[Result]:
     for dim in (576, 2048):
         x = torch.randn(4096, dim)
         moments, square = Moments(1, dim).update(x), torch.empty(dim, dim)
-        found.append(
-            race(
-                f"4096x{dim} fp32",
-                "moments_update_",
-                lambda: moments.update(x),  # noqa: B023
-                "full product",
-                lambda: torch.mm(x.T, x, out=square),  # noqa: B023
-                max(rounds // 3, 5),
+        scatter = torch.zeros(dim, dim)
+        sides = {
+            "lower triangle": lambda: cpu.add_lower_triangle_(scatter, x),  # noqa: B023
+            "moments_update_": lambda: moments.update(x),  # noqa: B023
+        }
+        for side, run in sides.items():
+            found.append(
+                race(
+                    f"4096x{dim} fp32",
+                    side,
+                    run,
+                    "full product",
+                    lambda: torch.mm(x.T, x, out=square),  # noqa: B023
+                    max(rounds // 3, 5),
+                )
             )
-        )
     return found
 
 
@@ -190,14 +196,14 @@ def projections(rounds: int) -> list[Result]:
     for name, dtype in DTYPES.items():
         for n in (1, 16, 2048):
             x = torch.randn(n, 576).to(dtype)
-            low = directions.to(dtype)
+            widening = dtype != torch.float32  # which matmul needs for dots in float32
             found.append(
                 race(
                     f"{n}x576 {name}, K=171",
                     "project",
                     lambda: ops.project(x, directions),  # noqa: B023
-                    "torch.matmul",
-                    lambda: x @ low.T,  # noqa: B023
+                    "x.float() @ v.T" if widening else "x @ v.T",
+                    (lambda: x.float() @ directions.T) if widening else (lambda: x @ directions.T),  # noqa: B023
                     rounds,
                 )
             )
@@ -215,7 +221,7 @@ def main() -> None:
         for part in (one_row, against_eager, against_a_copy, second_moment, projections):
             results += part(rounds)
     print(summary(results))
-    print("written:", save(results, "ops.csv"))
+    print("written:", save("ops", results, ("emosteer", "torch")))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-// The Python module emosteer._cpu: checks what only the values can tell, then runs the row kernels->
+// The Python module emosteer._cpu: checks what only the values can tell, then runs the row kernels.
 //
 // Shapes, dtypes and strides were checked by the caller; indices and strengths are checked here,
 // before anything is written, so that no value of theirs reaches outside a tensor.
@@ -202,6 +202,20 @@ PYBIND11_MODULE(_cpu, m) {
                            reinterpret_cast<float*>(rows),
                            reinterpret_cast<float*>(norms)};
     in_parallel(count, count * dim * (directions ? n_directions : 1),
+                [&](std::int64_t b, std::int64_t e) { kernels->project(args, b, e); });
+  });
+
+  // Contiguous rows, plain dots: what a monitor calls at every step.
+  m.def("project_rows", [](int dtype, std::uintptr_t x, std::int64_t count, std::int64_t dim, std::int64_t row_bytes,
+                           std::uintptr_t directions, std::int64_t n_directions, std::uintptr_t dots) {
+    ProjectArgs args{};
+    args.dtype = static_cast<Dtype>(dtype);
+    args.dim = dim;
+    args.n_directions = n_directions;
+    args.x = RowView{x, 1, row_bytes, 0};
+    args.directions = pointer<float>(directions);
+    args.dots = reinterpret_cast<float*>(dots);
+    in_parallel(count, count * dim * n_directions,
                 [&](std::int64_t b, std::int64_t e) { kernels->project(args, b, e); });
   });
 

@@ -172,6 +172,31 @@ inline double dot(const float* x, const float* v, std::int64_t n) {
   return d;
 }
 
+// <x, v>, <x, v+dim>, … of four rows that follow each other: x is loaded once for the four.
+inline void dot_four(const float* x, const float* v, std::int64_t n, double* dots) {
+  floats_v d0{}, d1{}, d2{}, d3{};
+  const f32 *a = as_f32(x), *v0 = as_f32(v), *v1 = as_f32(v + n), *v2 = as_f32(v + 2 * n), *v3 = as_f32(v + 3 * n);
+  std::int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const floats_v at = load(a + i);
+    d0 += at * load(v0 + i);
+    d1 += at * load(v1 + i);
+    d2 += at * load(v2 + i);
+    d3 += at * load(v3 + i);
+  }
+  if (i < n) {
+    const floats_v at = load_tail(a + i, n - i);
+    d0 += at * load_tail(v0 + i, n - i);
+    d1 += at * load_tail(v1 + i, n - i);
+    d2 += at * load_tail(v2 + i, n - i);
+    d3 += at * load_tail(v3 + i, n - i);
+  }
+  dots[0] = sum(d0);
+  dots[1] = sum(d1);
+  dots[2] = sum(d2);
+  dots[3] = sum(d3);
+}
+
 template <class T>
 inline double square_of(const T* x, std::int64_t n) {
   floats_v s0{}, s1{};
@@ -455,9 +480,14 @@ void project_rows(const ProjectArgs& args, std::int64_t begin, std::int64_t end)
       if (args.norms) args.norms[n] = static_cast<float>(norm);
       if (args.cosine) inverse = norm == 0 ? 0 : 1 / norm;
     }
-    if (args.directions)
-      for (std::int64_t k = 0; k < args.n_directions; ++k)
-        args.dots[n * args.n_directions + k] = static_cast<float>(inverse * dot(x, args.directions + k * dim, dim));
+    if (!args.directions) continue;
+    float* dots = args.dots + n * args.n_directions;
+    std::int64_t k = 0;
+    for (double four[4]; k + 4 <= args.n_directions; k += 4) {
+      dot_four(x, args.directions + k * dim, dim, four);
+      for (int j = 0; j < 4; ++j) dots[k + j] = static_cast<float>(inverse * four[j]);
+    }
+    for (; k < args.n_directions; ++k) dots[k] = static_cast<float>(inverse * dot(x, args.directions + k * dim, dim));
   }
 }
 

@@ -80,7 +80,9 @@ def unavailable(name: str) -> str | None:
     return import_module(f"emosteer.ops.{name}").unavailable()
 
 
-@lru_cache(maxsize=16)
+_MODULES: dict[tuple[str | None, str], ModuleType] = {}
+
+
 def _module(name: str | None, device_type: str) -> ModuleType:
     if name is None:
         name = _fastest(device_type)
@@ -101,4 +103,5 @@ def _fastest(device_type: str) -> str:
 
 def of(device: torch.device) -> ModuleType:
     """The module that runs an operation on tensors of `device`."""
-    return _module(_asked.get() or _from_environment(), device.type)
+    key = _asked.get(), device.type
+    return _MODULES.get(key) or _MODULES.setdefault(key, _module(key[0] or _from_environment(), device.type))

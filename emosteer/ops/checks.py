@@ -24,14 +24,15 @@ def tensor(x: Tensor, name: str = "x") -> Tensor:
 def rows_of(x: Tensor, name: str = "x", *, exact: bool = False) -> int:
     """The number of rows of a residual-stream tensor `[..., D]`; `exact` admits float64 (reference only)."""
     tensor(x, name)
-    if x.dtype not in DTYPES and not (exact and x.dtype == torch.float64):
+    dtype, shape = x.dtype, x.shape
+    if dtype not in DTYPES and not (exact and dtype == torch.float64):
         raise TypeError(f"{name} must be float32, bfloat16 or float16, got {_dtype(x)}")
-    if x.ndim == 0:
+    if not shape:
         raise ValueError(f"{name} must be [..., D], got a scalar")
-    dim = x.shape[-1]
+    dim = shape[-1]
     if dim == 0:
-        raise ValueError(f"{name} must have at least one column, got shape {list(x.shape)}")
-    if dim > 1 and x.stride(-1) != 1 and x.numel():
+        raise ValueError(f"{name} must have at least one column, got shape {list(shape)}")
+    if not x.is_contiguous() and dim > 1 and x.stride(-1) != 1 and x.numel():
         raise ValueError(
             f"{name} must be contiguous in its last dimension, "
             f"got strides {tuple(x.stride())}; call .contiguous() first"

