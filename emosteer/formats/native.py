@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from .files import write_atomically
+from .vectors import Vectors
+
+LABEL = "emosteer bank"
+SUFFIXES = (".safetensors",)
+ONE_CONCEPT = False
 FORMAT = "emosteer.bank"
 VERSION = 1
-INVALID = (safetensors.SafetensorError, ValueError, TypeError)
 # How far a stored direction's length may be from 1; fp32 rounding stays below 1e-6.
 UNIT_TOLERANCE = 1e-5
 # What a file may hold for each layer besides `directions` and `magnitude`: shapes by (K, D).
@@ -28,21 +31,11 @@ OPTIONAL = {
 }
 
 
-def write(
-    path: str | os.PathLike[str],
-    names: Sequence[str],
-    layers: Sequence[int],
-    fields: Mapping[str, Mapping[int, Any]],
-    provenance: Mapping[str, Any],
-) -> None:
-    """Write the tensors of `fields` as `<field>.<layer>`, whole or not at all.
-
-    Raises:
-        FileNotFoundError: the folder does not exist.
-    """
+def write(vectors: Vectors, path: Path) -> None:
+    """Write the tensors of every field as `<field>.<layer>`, whole or not at all."""
     tensors = {}
-    for field, by_layer in fields.items():
-        for layer, value in by_layer.items():
+    for field in ("directions", "magnitude", *OPTIONAL):
+        for layer, value in (getattr(vectors, field) or {}).items():
             whole = isinstance(value, Tensor)
             tensor = value if whole else torch.tensor(value, dtype=torch.float64)
             # A copy: two fields may share memory (a subset's mean with its bank's), a file may not.
@@ -50,45 +43,15 @@ def write(
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
-        "names": json.dumps(list(names)),
-        "layers": json.dumps(list(layers)),
-        "provenance": json.dumps(dict(provenance), sort_keys=True),
+        "names": json.dumps(list(vectors.names)),
+        "layers": json.dumps(list(vectors.directions)),
+        "provenance": json.dumps(dict(vectors.provenance), sort_keys=True),
     }
-    _write_atomically(Path(path), safetensors.torch.save(tensors, metadata))
+    write_atomically(path, safetensors.torch.save(tensors, metadata))
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
-    path = Path(os.path.realpath(path))
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path.name}: no folder {path.parent}; make it first")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The arguments of `Bank` as the file holds them, every key, dtype, shape and length checked.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        INVALID: what is wrong with it.
-    """
-    path = Path(path)
-    if not path.is_file():
-        why = ": it is a folder" if path.is_dir() else ""
-        raise FileNotFoundError(f"no bank at {path}{why}")
+def read(path: Path) -> Vectors:
+    """What the file holds, every key, dtype, shape and length checked."""
     with safetensors.safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         if metadata.get("format") != FORMAT:
@@ -130,7 +93,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         length = torch.linalg.vector_norm(rows.double(), dim=1)
         for k in (~((length - 1).abs() <= UNIT_TOLERANCE)).nonzero().flatten().tolist():
             raise ValueError(f"directions.{layer} has length {length[k].item():g} in row {k}, expected 1")
-    return {"names": names, "provenance": provenance, **read}
+    return Vectors(names, provenance=provenance, **read)
 
 
 def _json(metadata: Mapping[str, str], key: str, kind: type) -> Any:
