@@ -6,6 +6,8 @@ from pathlib import Path
 
 import typer
 
+from .convert import convert
+
 app = typer.Typer(help="Read and steer the residual stream of language models.", no_args_is_help=True)
 
 
@@ -23,6 +25,9 @@ def doctor() -> None:
     from .doctor import run
 
     run()
+
+
+app.command("convert")(convert)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ import safetensors
 from .memory import of_object
 from .vectors import Vectors
 
-__all__ = ["MODULES", "Vectors", "module", "of_object", "read", "write"]
+__all__ = ["MODULES", "Vectors", "format_for", "module", "not_carried", "of_object", "read", "write"]
 
 # format -> module; of formats with one suffix, the first is what writing chooses.
 MODULES = {
@@ -33,6 +33,7 @@ MODULES = {
     "steering_lite": "steering_lite",
     "saklas": "saklas",
 }
+_WHOLE = ("emosteer", "npz")
 _TORCH = ("lm_eval", "hotwire", "steering_vectors")
 _SUFFIXES = {".gguf": "gguf", ".svec": "svec", ".npz": "npz", ".json": "easysteer"}
 
@@ -84,16 +85,16 @@ def write(
 
     Raises:
         FileNotFoundError: the folder does not exist.
-        ValueError, TypeError: what the format cannot hold, and what to do about it.
+        ValueError: what the format cannot hold, and what to do about it.
     """
     path = Path(path)
-    name = format or _format_for(path)
+    name = format or format_for(path)
     chosen = module(name)
     known = [key for key in inspect.signature(chosen.write).parameters if key not in ("vectors", "path")]
     for option in options:
         if option not in known:
             takes = f"takes {', '.join(known)}" if known else "takes no options"
-            raise TypeError(f"the format {name} {takes}; got {option!r}")
+            raise ValueError(f"the format {name} {takes}; got {option!r}")
     if "{concept}" in path.name:
         return [
             written
@@ -109,13 +110,21 @@ def write(
     return [path]
 
 
+def not_carried(vectors: Vectors, format: str) -> list[str]:
+    """The fields that these vectors have and a file of this format has no place for."""
+    if format in _WHOLE:
+        return []
+    return [name for name in ("mean", "projection_mean", "projection_std") if getattr(vectors, name)]
+
+
 def _for_concept(path: Path, concept: str) -> Path:
     if any(sign in concept for sign in ("/", "\\", "\0")) or concept.startswith("."):
         raise ValueError(f"the concept {concept!r} cannot be part of a file's name; rename it first")
     return path.with_name(path.name.replace("{concept}", concept))
 
 
-def _format_for(path: Path) -> str:
+def format_for(path: Path) -> str:
+    """The format that a suffix stands for when writing."""
     suffix = path.suffix.lower()
     if suffix in (".pt", ".pth", ".bin"):
         raise ValueError(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from . import note, torch_file
+from .files import parse_json
 from .vectors import Vectors, by_layer, rows_of
 
 LABEL = "lm-eval steering file"
@@ -56,14 +57,16 @@ def read(path: Path) -> Vectors:
     rows = by_layer(found)
     if hold and coefficient:
         raise ValueError('it mixes the actions "add" and "clamp"; split it into one file for each')
-    said = torch_file.read_note(path)
-    vectors = Vectors([path.stem], rows) if said is None else note.from_text(rows, said)
+    text = torch_file.read_note(path)
+    said = None if text is None else parse_json(text, "its emosteer note")
+    vectors = Vectors([path.stem], rows) if said is None else note.restored(rows, said)
     if hold:
         vectors.provenance = {**vectors.provenance, "hold": hold}
         return vectors
     length = {layer: torch.linalg.vector_norm(row.double()) for layer, row in rows.items()}
     if all(coefficient[l] > 0 and abs(float(length[l]) - 1) <= _ALREADY_UNIT for l in rows):
-        vectors.magnitude = {layer: torch.tensor([coefficient[layer]]) for layer in rows}
+        given = {layer: torch.tensor([coefficient[layer]], dtype=torch.float64) for layer in rows}
+        vectors.magnitude = note.magnitude_of(said, given)
     else:
         vectors.directions = {l: (row.double() * coefficient[l]).float() for l, row in rows.items()}
     return vectors
@@ -127,4 +130,4 @@ def write(
         }
         for layer, row in unit.items()
     }
-    torch_file.write(path, content, note.to_text(note.plain_note(vectors)))
+    torch_file.write(path, content, note.to_text(note.with_lengths(vectors, coefficient)))

@@ -89,6 +89,27 @@ def plain_note(vectors: Vectors) -> dict[str, Any]:
     return note
 
 
+def with_lengths(vectors: Vectors, length: dict[int, Tensor]) -> dict[str, Any]:
+    """The note for a format that keeps unit rows and their lengths apart: the magnitudes those lengths stand for."""
+    _, magnitude = _unit(vectors)
+    said = plain_note(vectors)
+    said["magnitude"] = {str(layer): value.tolist() for layer, value in magnitude.items()}
+    said["length"] = {str(layer): value.tolist() for layer, value in length.items()}
+    return said
+
+
+def magnitude_of(said: Any, length: dict[int, Tensor]) -> dict[int, Tensor]:
+    """The magnitudes that these lengths stand for; the lengths themselves where somebody changed them since."""
+    shape = [len(next(iter(length.values())))]
+    if isinstance(said, dict) and "length" in said:
+        noted = _numbers(said, "length", length, shape)
+        if all(torch.equal(noted[layer], value.double()) for layer, value in length.items()):
+            return {
+                layer: value.float() for layer, value in _numbers(said, "magnitude", length, shape).items()
+            }
+    return {layer: value.float() for layer, value in length.items()}
+
+
 def restored(rows: dict[int, Tensor], note: Any) -> Vectors:
     """What was written: the directions to the bit where the rows still are what the note was made for.
 
