@@ -26,8 +26,7 @@ def byte_tokenizer():
     return fast
 
 
-@pytest.fixture
-def tiny_llama():
+def tiny_model():
     """`(model, tokenizer)`: 4 random blocks of width 32, the same weights every time."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -49,6 +48,12 @@ def tiny_llama():
         torch.manual_seed(0)
         model = LlamaForCausalLM(config).eval()
     return model, tokenizer
+
+
+@pytest.fixture
+def tiny_llama():
+    """`tiny_model`, made anew for each test."""
+    return tiny_model()
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import emosteer as es
+import emosteer.extraction
 from emosteer.models.batching import Text, batches, counted_from
 
 from .steering.conftest import streams
@@ -84,12 +85,12 @@ def test_the_neutral_texts_that_a_corpus_brings_along(tiny_llama):
 
 
 def test_an_interrupted_extraction_goes_on(tiny_llama, tmp_path, monkeypatch):
-    from emosteer import extraction
+    from emosteer.extraction.counting import Counting
 
     model, tok = tiny_llama
     file = tmp_path / "state.safetensors"
     expected = es.extract(model, tok, STORIES, neutral=NEUTRAL, batch_tokens=1)
-    count, seen = extraction._Pass._count_batch, []
+    count, seen = Counting._count_batch, []
 
     def break_off(self, batch, kind):
         if len(seen) == 4:
@@ -97,10 +98,10 @@ def test_an_interrupted_extraction_goes_on(tiny_llama, tmp_path, monkeypatch):
         seen.append(batch)
         count(self, batch, kind)
 
-    monkeypatch.setattr(extraction._Pass, "_count_batch", break_off)
+    monkeypatch.setattr(Counting, "_count_batch", break_off)
     with pytest.raises(KeyboardInterrupt):
         es.extract(model, tok, STORIES, neutral=NEUTRAL, batch_tokens=1, checkpoint=file)
-    monkeypatch.setattr(extraction._Pass, "_count_batch", count)
+    monkeypatch.setattr(Counting, "_count_batch", count)
     with pytest.raises(ValueError, match="made from other texts"):
         es.extract(model, tok, STORIES[::-1], neutral=NEUTRAL, batch_tokens=1, checkpoint=file)
     with pytest.raises(ValueError, match="skip_tokens differ"):
@@ -110,6 +111,101 @@ def test_an_interrupted_extraction_goes_on(tiny_llama, tmp_path, monkeypatch):
     for layer in expected.layers:
         assert torch.equal(got.directions[layer], expected.directions[layer])
     assert got.provenance == expected.provenance
+
+
+def test_several_methods_from_one_pass(tiny_llama):
+    model, tok = tiny_llama
+    collected = es.collect(model, tok, STORIES, neutral=NEUTRAL, skip_tokens=10)
+    for method in ("mean_difference", "lda"):
+        one = es.extract(model, tok, STORIES, neutral=NEUTRAL, skip_tokens=10, method=method)
+        bank = collected.bank(method)
+        assert bank.names == one.names
+        torch.testing.assert_close(bank.directions[2], one.directions[2])
+        assert bank.provenance["method"] == method
+
+    def tokens(text):
+        ids = tok(text, return_tensors="pt").input_ids
+        with streams(model) as seen, torch.no_grad():
+            model(input_ids=ids)
+        return seen[0][2][0][min(10, ids.shape[1] // 2) :].double()
+
+    neutral = torch.cat([tokens(text) for text in NEUTRAL])
+    first = collected.contrastive_pca(2, alpha=0.0)[0]
+    assert collected.contrastive_pca(2, alpha=1.0, k=3).shape == (3, 32)
+    # with nothing contrasted it is plain PCA of the tokens counted; a heavy contrast avoids the neutral variance
+    heavy = collected.contrastive_pca(2, alpha=50.0)[0]
+    spread = torch.cov(neutral.T)
+    assert float(heavy @ spread @ heavy) < 0.1 * float(first @ spread @ first)
+
+    eraser = collected.eraser(2)
+    erased = torch.stack([eraser(tokens(text)).mean(0) for _, text in STORIES])
+    centre = erased.mean(0)
+    for k in range(0, len(STORIES), 2):  # after erasure every label has the same mean
+        torch.testing.assert_close(erased[k : k + 2].mean(0), centre, rtol=1e-4, atol=1e-3)
+
+
+def test_what_was_not_collected(tiny_llama):
+    collected = es.collect(*tiny_llama, STORIES, within=False)
+    with pytest.raises(ValueError, match="collect them with within=True"):
+        collected.bank("lda")
+    with pytest.raises(ValueError, match="no neutral texts|neutral texts to contrast"):
+        collected.contrastive_pca(1)
+    with pytest.raises(ValueError, match="layer 9 was not counted"):
+        collected.eraser(9)
+
+
+def test_means_of_texts(tiny_llama):
+    model, tok = tiny_llama
+    texts = [text for _, text in STORIES]
+    rows = es.extraction.text_means(model, tok, texts, layers=[1, 3], skip_tokens=10, batch_tokens=64)
+    for layer in (1, 3):
+        assert rows[layer].shape == (len(texts), 32)
+        for row, text in zip(rows[layer], texts):
+            ids = tok(text, return_tensors="pt").input_ids
+            with streams(model) as seen, torch.no_grad():
+                model(input_ids=ids)
+            plain = seen[0][layer][0][min(10, ids.shape[1] // 2) :].mean(0)
+            torch.testing.assert_close(row, plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("read", ["last", "mean"])
+@pytest.mark.parametrize("method", ["pca_diff", "pca_center", "mean_difference"])
+def test_pairs(tiny_llama, method, read):
+    """Against PCA of the differences of hidden states, run text by text."""
+    from sklearn.decomposition import PCA
+
+    model, tok = tiny_llama
+    pairs = [
+        (f"{k} yes, {a}", f"{k} no, {b}") for k, ((_, a), (_, b)) in enumerate(zip(STORIES, STORIES[::-1]))
+    ]
+    bank = es.extract_pairs(model, tok, pairs, "yes", method=method, read=read, layers=[2], batch_tokens=50)
+
+    def end(text):
+        out = model(**tok(text, return_tensors="pt"), output_hidden_states=True).hidden_states[3][0]
+        return (out[-1] if read == "last" else out.mean(0)).double()
+
+    with torch.no_grad():
+        plus, minus = (torch.stack([end(pair[k]) for pair in pairs]) for k in (0, 1))
+    difference = plus - minus
+    if method == "mean_difference":
+        plain = difference.mean(0)
+    else:
+        train = difference if method == "pca_diff" else torch.cat([difference, -difference]) / 2
+        plain = torch.from_numpy(PCA(1).fit(train.numpy()).components_[0])
+        plain = plain if float(plain @ difference.mean(0)) >= 0 else -plain
+    torch.testing.assert_close(bank.directions[2][0].double(), plain / plain.norm(), rtol=1e-3, atol=1e-3)
+    assert bank.scale[2] == pytest.approx(float(torch.cat([plus, minus]).norm(dim=1).mean()), rel=1e-4)
+
+
+def test_bad_pairs(tiny_llama):
+    with pytest.raises(ValueError, match="at least two pairs, got 1"):
+        es.extract_pairs(*tiny_llama, [("a", "b")], "x")
+    with pytest.raises(TypeError, match=r"pair 1 must be \(positive, negative\)"):
+        es.extract_pairs(*tiny_llama, [("a", "b"), 3], "x")
+    with pytest.raises(ValueError, match="method must be one of"):
+        es.extract_pairs(*tiny_llama, [("a", "b")], "x", method="pca")
+    with pytest.raises(ValueError, match="pair 1|text 1 has no token"):
+        es.extract_pairs(*tiny_llama, [("a", "b"), ("", "b")], "x")
 
 
 def test_batches():

@@ -65,3 +65,29 @@ def batches(texts: Sequence[Text], batch_tokens: int, pad: int = 0) -> list[Batc
 def counted_from(length: int, skip_tokens: int) -> int:
     """The first token that counts: the first half of a short text is skipped at most."""
     return min(skip_tokens, length // 2)
+
+
+def longest(tok: Any, model: Any) -> int:
+    """How many tokens a model takes at most."""
+    config: Any = getattr(model, "config", None)
+    text: Any = config.get_text_config() if hasattr(config, "get_text_config") else config
+    known = (getattr(tok, "model_max_length", None), getattr(text, "max_position_embeddings", None))
+    return min((n for n in known if isinstance(n, int) and n > 0), default=1 << 30)
+
+
+def tokenised(
+    tok: Any, texts: Sequence[str], groups: Sequence[int], most: int, numbers: Sequence[int]
+) -> list[Text]:
+    """Texts as tokens, cut after `most`.
+
+    Raises:
+        ValueError: a text without a token, by its entry in `numbers`.
+    """
+    if not texts:
+        return []
+    found = []
+    for i, ids in enumerate(tok(list(texts), padding=False, truncation=False)["input_ids"]):
+        if not len(ids):
+            raise ValueError(f"text {numbers[i]} has no token: {texts[i]!r}")
+        found.append(Text(tuple(ids[:most]), groups[i]))
+    return found

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ops import Moments
+from emosteer.ops import Moments
 
 # Every how manieth token counts for the covariance of single tokens, which wants no more than that.
 SPREAD_STRIDE = 4

@@ -1,0 +1,228 @@
+"""The pass itself: texts stream by in batches, and everything is counted at every wanted layer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence, Sized
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emosteer.models.batching import WINDOW, Batch, Text, batches, counted_from, longest, tokenised, windows
+from emosteer.models.blocks import resolve_layers
+from emosteer.models.capture import Capture, name_of
+from emosteer.models.progress import Progress
+
+from .collected import NEUTRAL, Collected
+from .sharing import merged, process_group
+from .state import SPREAD_STRIDE, Checkpoint, Fingerprint, LayerMoments
+
+
+class Counting:
+    """Everything that is counted while texts stream by; the arguments are `extract`'s."""
+
+    def __init__(
+        self,
+        model: Any,
+        tok: Any,
+        *,
+        layers: Any,
+        skip_tokens: int,
+        within: bool,
+        batch_tokens: int,
+        token_weight: Callable[[Sequence[int]], Sequence[float]] | None,
+        checkpoint: str | os.PathLike[str] | None,
+    ) -> None:
+        if not isinstance(skip_tokens, int) or skip_tokens < 0:
+            raise ValueError(f"skip_tokens must be an integer of at least 0, got {skip_tokens!r}")
+        if not isinstance(batch_tokens, int) or batch_tokens < 1:
+            raise ValueError(f"batch_tokens must be an integer of at least 1, got {batch_tokens!r}")
+        self.tok, self.skip_tokens, self.within = tok, skip_tokens, within
+        self.batch_tokens, self.token_weight = batch_tokens, token_weight
+        self.capture = Capture(model, (0,))
+        self.layers = resolve_layers(layers, self.capture.decoder.depth)
+        self.capture.layers = self.layers
+        self.model_name, self.revision = name_of(model)
+        self.device = self.capture.device or torch.device("cpu")
+        self.moments = {layer: self._moments(1) for layer in self.layers}
+        self.names: list[str] = []
+        self.index: dict[str, int] = {}
+        self.counts = {"stories": 0, NEUTRAL: 0}
+        self.fingerprint = Fingerprint()
+        self.longest = longest(tok, model)
+        self.rank, self.world = process_group()
+        identity = {
+            "model": self.model_name,
+            "layers": list(self.layers),
+            "skip_tokens": skip_tokens,
+            "within": within,
+            "batch_tokens": batch_tokens,
+            "rank": [self.rank, self.world],
+        }
+        if checkpoint is not None and self.world > 1:
+            checkpoint = f"{os.fspath(checkpoint)}.{self.rank}"
+        self.checkpoint = Checkpoint(checkpoint, identity)
+        self.batches_done = 0
+        self._to_skip = 0
+        self._expected = ""
+        self._resume()
+
+    def _moments(self, groups: int) -> LayerMoments:
+        return LayerMoments(groups, self.capture.decoder.dim, self.within, self.device)
+
+    # ---- counting -----------------------------------------------------------------------------------
+
+    def count(self, texts: Iterable[Any], bar: Progress, kind: str) -> None:
+        """Count all texts of a kind, window by window."""
+        bar.begin(kind, len(texts) if isinstance(texts, Sized) else None)
+        for window in windows(texts, WINDOW):
+            pairs = [_pair(item, self.counts[kind] + i) for i, item in enumerate(window)]
+            self.fingerprint.add(kind, pairs)
+            groups = [self._group_of(label) if kind == "stories" else 0 for label, _ in pairs]
+            for one in self.moments.values():
+                one.grow(len(self.names))
+            mine = range(self.rank, len(pairs), self.world)
+            texts_here = tokenised(
+                self.tok,
+                [pairs[i][1] for i in mine],
+                [groups[i] for i in mine],
+                self.longest,
+                [self.counts[kind] + i for i in mine],
+            )
+            self.counts[kind] += len(pairs)
+            for batch in batches(texts_here, self.batch_tokens):
+                if self._already_counted():
+                    bar.advance(len(batch.texts) * self.world)
+                    continue
+                self._count_batch(batch, kind)
+                self.batches_done += 1
+                self._save()
+                bar.advance(len(batch.texts) * self.world)
+
+    def _group_of(self, label: str) -> int:
+        if label not in self.index:
+            self.index[label] = len(self.names)
+            self.names.append(label)
+        return self.index[label]
+
+    def _count_batch(self, batch: Batch, kind: str) -> None:
+        ids = batch.ids.to(self.device)
+        group = torch.full(ids.shape, -1, dtype=torch.int32)
+        weight = torch.zeros(ids.shape)
+        for row, text in enumerate(batch.texts):
+            first, end = counted_from(len(text.ids), self.skip_tokens), len(text.ids)
+            group[row, first:end] = text.group
+            weight[row, first:end] = self._weights(text, first)
+        counted = group >= 0
+        at = counted.flatten().nonzero().flatten()
+        # Rows are picked before the second moment is taken: its cost is that of the rows it is given.
+        picked = (at if kind == NEUTRAL else at[::SPREAD_STRIDE]).to(self.device)
+        group, weight, counted = (t.to(self.device) for t in (group, weight, counted))
+
+        def see(layer: int, hidden: Tensor) -> None:
+            moments = self.moments[layer]
+            rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, picked)
+            if kind == NEUTRAL:
+                moments.neutral.update(rows)
+                return
+            moments.stories.update(hidden, group, weight)
+            moments.spread.update(rows)
+            norms = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32)
+            moments.norm[0] += torch.where(counted, norms, 0.0).sum(dtype=torch.float64)
+            moments.norm[1] += len(at)
+
+        self.capture.run(ids, see)
+
+    def _weights(self, text: Text, first: int) -> Tensor | float:
+        """Weights of a text's counted tokens, which sum to 1."""
+        if self.token_weight is None:
+            return 1.0 / (len(text.ids) - first)
+        weights = torch.as_tensor(self.token_weight(text.ids), dtype=torch.float32)
+        if weights.shape != (len(text.ids),) or not bool((weights >= 0).all()):
+            raise ValueError(
+                f"token_weight must give {len(text.ids)} weights that are not negative for {len(text.ids)} tokens, "
+                f"got shape {list(weights.shape)}"
+            )
+        weights = weights[first:]
+        if not float(weights.sum()) > 0:
+            raise ValueError("token_weight gave a text no weight after the tokens that are skipped")
+        return weights / weights.sum()
+
+    # ---- checkpoints --------------------------------------------------------------------------------
+
+    def _resume(self) -> None:
+        found = self.checkpoint.load()
+        if found is None:
+            return
+        note, tensors = found
+        self._to_skip = self.batches_done = int(note["batches"])
+        self._expected = note["texts"]
+        for layer in self.layers:
+            state = {name.split("/", 1)[1]: t for name, t in tensors.items() if name.startswith(f"{layer}/")}
+            groups = state["stories.count"].shape[0]
+            self.moments[layer] = self._moments(groups)
+            self.moments[layer].load(state)
+
+    def _already_counted(self) -> bool:
+        if not self._to_skip:
+            return False
+        self._to_skip -= 1
+        if not self._to_skip and self.fingerprint.hexdigest() != self._expected:
+            raise ValueError(
+                f"checkpoint {self.checkpoint.path} was made from other texts; delete it, or give another path"
+            )
+        return True
+
+    def _save(self) -> None:
+        if self.checkpoint.path is None:
+            return
+        tensors = {
+            f"{layer}/{name}": t for layer, one in self.moments.items() for name, t in one.state().items()
+        }
+        note = {"batches": self.batches_done, "texts": self.fingerprint.hexdigest()}
+        self.checkpoint.save(note, tensors)
+
+    # ---- the end ------------------------------------------------------------------------------------
+
+    def finish(self) -> Collected:
+        """Everything that was counted, by all processes of a group."""
+        if self._to_skip:
+            raise ValueError(f"checkpoint {self.checkpoint.path} counted more texts than came now")
+        if not self.names:
+            raise ValueError("stories is empty: give (label, text) pairs of at least two labels")
+        if self.world > 1:
+            for layer, mine in self.moments.items():
+                self.moments[layer] = merged(mine, lambda: self._moments(len(self.names)))
+        return Collected(
+            tuple(self.names),
+            self.moments,
+            {
+                "model": self.model_name,
+                "revision": self.revision,
+                "skip_tokens": self.skip_tokens,
+                "texts": dict(self.counts),
+                "corpus": self.fingerprint.hexdigest(),
+                "versions": {name: _version(name) for name in ("emosteer", "torch", "transformers")},
+            },
+        )
+
+
+def _pair(item: Any, number: int) -> tuple[str, str]:
+    try:
+        label, text = item
+    except (TypeError, ValueError):
+        raise TypeError(f"story {number} must be a (label, text) pair, got {type(item).__name__}") from None
+    if not isinstance(label, str) or not isinstance(text, str):
+        raise TypeError(
+            f"story {number} must be a (label, text) pair of strings, got {type(label).__name__}, {type(text).__name__}"
+        )
+    return label, text
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
