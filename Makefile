@@ -1,5 +1,6 @@
 # make demo    the environment, the build, and the main job on the built-in model
 # make test    the environment, the build, and every test that needs no GPU
+# make test-llamacpp   control vectors in llama.cpp, built from source
 # make check   formatting, lint, types, layers
 # make bench   the benchmarks that a CPU can run, into bench/results/
 # make clean   forget the environments and what was built
@@ -13,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # Threads of torch in the tests: all cores.
 SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh kernels/cuda/*.cuh)
 
-.PHONY: demo test check bench clean venv
+.PHONY: demo test check bench clean venv test-llamacpp
 
 venv: $(STAMPS)/built
 
@@ -40,6 +41,17 @@ demo: $(STAMPS)/built
 
 test: $(STAMPS)/built
 	$(BIN)/python -m pytest -m "not gpu"
+
+# llama.cpp itself, from the source package of llama-cpp-python: some minutes to build.
+$(STAMPS)/llamacpp: constraints.txt
+	@mkdir -p $(STAMPS)
+	test -x .venv-llamacpp/bin/python || $(PYTHON) -m venv .venv-llamacpp
+	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAVA_BUILD=OFF" \
+	.venv-llamacpp/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-binary llama-cpp-python llama-cpp-python
+	@touch $@
+
+test-llamacpp: $(STAMPS)/built $(STAMPS)/llamacpp
+	EMOSTEER_LLAMACPP=.venv-llamacpp/bin/python $(BIN)/python -m pytest tests/formats/test_llamacpp.py
 
 check: $(STAMPS)/built
 	$(BIN)/ruff format --check .
