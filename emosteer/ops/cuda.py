@@ -1,0 +1,274 @@
+"""The backend of compiled CUDA kernels (`kernels/cuda`, `csrc/cuda`), for NVIDIA GPUs.
+
+One launch a call, on the current stream, without a sync or an allocation beside the result. A row lives
+in registers, so rows are at most 8192 wide and a table has at most 32 slots; what goes beyond (`limit`
+tells) and moments run on Triton. Values of indices are not checked, as that would wait for the device:
+what is out of range is taken as empty, and `SteerTable.validate` reports it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from . import backends
+from .moments import Moments
+from .table import SteerTable
+
+MAX_DIM = 8192
+MAX_SLOTS = 32
+_MAX_ROWS = 2**31 - 1
+_MAX_DIRECTIONS = 4 * 65535
+_OLDEST = (8, 0)
+
+_CODE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_cuda: ModuleType | None = None
+_handles: WeakKeyDictionary[SteerTable, tuple] = WeakKeyDictionary()
+
+
+def unavailable() -> str | None:
+    """Why this backend cannot run here, None if it can."""
+    global _cuda
+    if _cuda is not None:
+        return None
+    if torch.version.hip is not None:
+        return "this torch is for AMD GPUs, for which the triton backend is made"
+    if not torch.cuda.is_available():
+        return "torch sees no NVIDIA GPU"
+    if (found := torch.cuda.get_device_capability()) < _OLDEST:
+        return f"the GPU has compute capability {found[0]}.{found[1]}, the kernels need 8.0 or later"
+    try:
+        _cuda = import_module("emosteer._cuda")
+    except ImportError as error:
+        return (
+            f"the compiled module emosteer._cuda is missing or does not load ({error}). Where nvcc is found, "
+            f"EMOSTEER_CUDA=1 pip install --force-reinstall --no-deps --no-binary emosteer emosteer builds it"
+        )
+    return None
+
+
+def limit(rows: int, dim: int, *, slots: int = 1, directions: int = 1) -> str | None:
+    """Why these kernels cannot take a call of this size, None if they can."""
+    if dim > MAX_DIM:
+        return f"rows of {dim} columns do not fit the registers of one block (at most {MAX_DIM})"
+    if slots > MAX_SLOTS:
+        return f"{slots} slots are more than the lanes of a warp ({MAX_SLOTS}), which solve them side by side"
+    if rows > _MAX_ROWS or directions > _MAX_DIRECTIONS:
+        return f"{rows} rows and {directions} directions are more than one launch counts"
+    return None
+
+
+def steer_(x: Tensor, directions: Tensor, table: SteerTable, token_row: Tensor | None, scale: float) -> None:
+    k, dim = directions.shape
+    rows = x.numel() // dim
+    if limit(rows, dim, slots=table.slots):
+        return _rest().steer_(x, directions, table, token_row, scale)
+    if not x.is_contiguous():
+        if (view := _rows(x)) is None:
+            steered = x.contiguous()
+            steer_(steered, directions, table, token_row, scale)
+            x.copy_(steered)
+        else:
+            _steer(x, view, view, directions, table, token_row, scale)
+        return
+    _module(x).steer_rows(
+        _CODE[x.dtype],
+        x.data_ptr(),
+        rows,
+        dim,
+        dim * x.element_size(),
+        directions.data_ptr(),
+        k,
+        _columns(table, x),
+        _address(token_row),
+        scale,
+        *_place(x),
+    )
+
+
+def steer(x: Tensor, directions: Tensor, table: SteerTable, token_row: Tensor | None, scale: float) -> Tensor:
+    if limit(x.numel() // x.shape[-1], x.shape[-1], slots=table.slots):
+        return _rest().steer(x, directions, table, token_row, scale)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    view = _rows(x) or _rows(x := x.contiguous())
+    _steer(x, view, _rows(out), directions, table, token_row, scale)
+    return out
+
+
+def _steer(x: Tensor, view, out, directions: Tensor, table: SteerTable, token_row, scale: float) -> None:
+    k, dim = directions.shape
+    _module(x).steer(
+        _CODE[x.dtype],
+        view,
+        out,
+        x.numel() // dim,
+        dim,
+        directions.data_ptr(),
+        k,
+        _columns(table, x),
+        _address(token_row),
+        scale,
+        *_place(x),
+    )
+
+
+def steer_rms_norm_(
+    x: Tensor,
+    weight: Tensor,
+    directions: Tensor,
+    table: SteerTable,
+    token_row: Tensor | None,
+    scale: float,
+    residual: Tensor | None,
+    eps: float,
+    weight_offset: float,
+) -> Tensor:
+    k, dim = directions.shape
+    rest = weight, directions, table, token_row, scale, residual, eps, weight_offset
+    if limit(x.numel() // dim, dim, slots=table.slots):
+        return _rest().steer_rms_norm_(x, *rest)
+    if (view := _rows(x)) is None:
+        stream = x.contiguous()
+        normed = steer_rms_norm_(stream, *rest)
+        x.copy_(stream)
+        return normed
+    normed = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    other = _module(x).Rows(0, 1, 0, 0)
+    if residual is not None:
+        other = _rows(residual) or _rows(residual := residual.contiguous())
+    _module(x).steer_rms_norm(
+        _CODE[x.dtype],
+        view,
+        other,
+        _rows(normed),
+        x.numel() // dim,
+        dim,
+        weight.data_ptr(),
+        _CODE[weight.dtype],
+        eps,
+        weight_offset,
+        directions.data_ptr(),
+        k,
+        _columns(table, x),
+        _address(token_row),
+        scale,
+        *_place(x),
+    )
+    return normed
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, weight_offset: float) -> Tensor:
+    dim = x.shape[-1]
+    if limit(x.numel() // dim, dim):
+        return _rest().rms_norm(x, weight, eps, weight_offset)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    view = _rows(x) or _rows(x := x.contiguous())
+    _module(x).rms_norm(
+        _CODE[x.dtype],
+        view,
+        _rows(out),
+        x.numel() // dim,
+        dim,
+        weight.data_ptr(),
+        _CODE[weight.dtype],
+        eps,
+        weight_offset,
+        *_place(x),
+    )
+    return out
+
+
+def project(x: Tensor, directions: Tensor, center: Tensor | None, cosine: bool) -> Tensor:
+    k, dim = directions.shape
+    rows = x.numel() // dim
+    if limit(rows, dim, directions=k):
+        return _rest().project(x, directions, center, cosine)
+    dots = torch.empty(*x.shape[:-1], k, device=x.device)
+    if not rows or not k:
+        return dots
+    view = _rows(x) or _rows(x := x.contiguous())
+    _module(x).project(
+        _CODE[x.dtype],
+        view,
+        rows,
+        dim,
+        directions.data_ptr(),
+        k,
+        _address(center),
+        cosine,
+        dots.data_ptr(),
+        *_place(x),
+    )
+    return dots
+
+
+def moments_update_(moments: Moments, x: Tensor, token_group: Tensor | None, weight: Tensor | None) -> None:
+    _rest().moments_update_(moments, x, token_group, weight)
+
+
+def _rest() -> ModuleType:
+    """The backend for what these kernels do not take."""
+    return import_module(f"emosteer.ops.{'reference' if backends.unavailable('triton') else 'triton'}")
+
+
+def _module(x: Tensor) -> ModuleType:
+    if _cuda is None:
+        raise RuntimeError(f"the cuda backend cannot run: {unavailable()}")
+    if x.device.type != _cuda.device_type:
+        raise ValueError(
+            f"x is on {x.device}, the cuda backend takes tensors on a {_cuda.device_type} device"
+        )
+    return _cuda
+
+
+def _place(x: Tensor) -> tuple[int, int]:
+    """The device's number and the address of its current stream; a host build has one of each."""
+    if not x.is_cuda:
+        return 0, 0
+    return x.device.index, torch._C._cuda_getCurrentRawStream(x.device.index)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _columns(table: SteerTable, x: Tensor):
+    """The kernels' view of a table, its shapes and dtypes checked when it is made."""
+    module = _module(x)
+    known = _handles.get(table)
+    if known is not None and known[0] is module:
+        return known[1]
+    for problem in table.misshapen():
+        raise problem
+    handle = module.Table(table.rows, table.slots, *(column.data_ptr() for column in table.columns()))
+    _handles[table] = module, handle
+    return handle
+
+
+def _rows(x: Tensor):
+    """The rows of `x` by two strides; None where its leading dimensions do not collapse to two."""
+    make, item = _module(x).Rows, x.element_size()
+    if x.is_contiguous():
+        return make(x.data_ptr(), 1, x.shape[-1] * item, 0)
+    sizes: list[int] = []
+    strides: list[int] = []
+    for size, stride in zip(x.shape[:-1], x.stride()[:-1]):
+        if size == 1:
+            continue
+        if sizes and strides[-1] == size * stride:  # collapses into the dimension before
+            sizes[-1], strides[-1] = sizes[-1] * size, stride
+        else:
+            sizes.append(size)
+            strides.append(stride)
+    if len(sizes) > 2:
+        return None
+    sizes, strides = [1] * (2 - len(sizes)) + sizes, [0] * (2 - len(strides)) + strides
+    if sizes[1] == 1:
+        return make(x.data_ptr(), 1, strides[0] * item, 0)
+    if sizes[0] == 1:
+        return make(x.data_ptr(), 1, strides[1] * item, 0)
+    return make(x.data_ptr(), sizes[1], strides[0] * item, strides[1] * item)
