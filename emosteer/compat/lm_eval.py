@@ -1,0 +1,98 @@
+"""lm-eval: the model `steered` adds and clamps on the kernels, and finds its modules without a search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import lm_eval.models.hf_steered as hf_steered
+import torch
+from torch import Tensor, nn
+
+from emosteer.models.patching import first_tensor, with_first_tensor
+
+from .edits import Edit, finite, watched
+from .replacing import Replacements
+
+# What a steering function of the library's was recognised as; it is a partial that never changes.
+_edits: WeakKeyDictionary[Callable, Edit | None] = WeakKeyDictionary()
+
+
+def install(replaced: Replacements) -> None:
+    """Replace the context manager that hooks the model at every call."""
+    replaced.replace(hf_steered, "steer", lambda original: _steer(original, replaced))
+
+
+def _steer(original: Callable, replaced: Replacements) -> Callable:
+    @contextmanager
+    def steer(model: Any, hook_to_steer: dict[str, Callable]) -> Iterator[None]:
+        if not replaced.on:
+            with original(model, hook_to_steer):
+                yield
+            return
+        modules = {}
+        for name in hook_to_steer:
+            try:
+                modules[name] = model.base_model.get_submodule(name)
+            except AttributeError:
+                raise ValueError(f"Not all hookpoints could be resolved: {list(hook_to_steer)}") from None
+        hooks = []
+        try:
+            for name, module in modules.items():
+                hooks.append(module.register_forward_hook(_hook(hook_to_steer[name], replaced)))
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    return steer
+
+
+def _hook(steered_by: Callable, replaced: Replacements) -> Callable:
+    edit = _edit(steered_by, replaced)
+
+    def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+        hidden = first_tensor(output)
+        if hidden is None or edit is None or torch.compiler.is_compiling() or not edit.fits(hidden):
+            if isinstance(output, tuple):
+                return (steered_by(output[0]), *output[1:])
+            return steered_by(output)
+        # A module that hands its input on (dropout, identity) must not change what others still read.
+        own = all(hidden.data_ptr() != given.data_ptr() for given in inputs if isinstance(given, Tensor))
+        steered = edit(hidden, in_place=own and not watched(module, own_hooks=1))
+        return output if steered is hidden else with_first_tensor(output, steered)
+
+    return hook
+
+
+def _edit(steered_by: Callable, replaced: Replacements) -> Edit | None:
+    """What one of the library's steering functions does, None where the kernels have nothing for it."""
+    if not isinstance(steered_by, partial):
+        return None
+    if steered_by not in _edits:
+        _edits[steered_by] = _recognised(steered_by, replaced)
+    return _edits[steered_by]
+
+
+def _recognised(steered_by: partial, replaced: Replacements) -> Edit | None:
+    model, given = hf_steered.SteeredModel, steered_by.keywords
+    of = getattr(steered_by.func, "__func__", None)
+    if given.get("head_index") is not None:
+        replaced.say_once("head_index steers one attention head, not the residual stream")
+        return None
+    if of is model.add.__func__:
+        vector = given["vector"]
+        return Edit(vector[None]) if vector.ndim == 1 and finite(vector) else None
+    if of is model.clamp.__func__:
+        direction, bias = given["direction"], given.get("bias")
+        if direction.ndim != 1 or not finite(direction):
+            return None
+        target = float(given["value"])
+        if bias is not None:  # (x − b) + d (t − <x − b, d>) + b puts the projection of x at t + <b, d>
+            target += float(bias.double() @ direction.double())
+        return Edit(direction[None], push=False, low=target, high=target)
+    replaced.say_once("a steering function is your own")
+    return None
