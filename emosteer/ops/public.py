@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import backends, checks, cpu, reference
+from .interchange import shared
 from .moments import Moments
 from .table import SteerTable
 
@@ -31,13 +32,14 @@ def project(x: Tensor, directions: Tensor, *, center: Tensor | None = None, cosi
         scores = (x − center) · directionsᵀ          cosine: divided by ‖x − center‖, 0 where that is 0
 
     Args:
-        x: `[..., D]` float32, bfloat16 or float16, last dimension contiguous.
-        directions: `[K, D]` float32, rows of unit length.
-        center: `[D]`, subtracted from every row first.
+        x: `[..., D]` float32, bfloat16 or float16, last dimension contiguous; a tensor, or an array of
+            NumPy or any library that speaks DLPack, in the memory of the CPU, which is not copied.
+        directions: `[K, D]` float32, rows of unit length; a tensor or an array likewise.
+        center: `[D]`, subtracted from every row first; a tensor or an array likewise.
         cosine: whether to divide by the length of the row.
 
     Returns:
-        `[..., K]` float32.
+        `[..., K]` float32, a tensor.
 
     Raises:
         TypeError, ValueError: a wrong dtype, shape, device or length; the message names the argument.
@@ -45,6 +47,9 @@ def project(x: Tensor, directions: Tensor, *, center: Tensor | None = None, cosi
     plain = center is None and not cosine
     if plain and not _is_compiling() and (dots := cpu.repeat_project(x, directions)) is not None:
         return dots
+    if not (isinstance(x, Tensor) and isinstance(directions, Tensor)):
+        x, directions = shared(x), shared(directions)
+    center = shared(center)
     if _traced(x) or _gradient(x, directions):
         checks.rows_of(x, exact=True)
         return torch.ops.emosteer.project.default(x, directions, center, cosine)
@@ -223,7 +228,8 @@ def moments_update_(
 
     Args:
         moments: updated in place.
-        x: `[..., D]` float32, bfloat16 or float16.
+        x: `[..., D]` float32, bfloat16 or float16; a tensor, or an array of NumPy or any library that
+            speaks DLPack, in the memory of the CPU, which is not copied; `token_group` and `weight` likewise.
         token_group: int32, one entry a row of `x`: the group it counts for, −1 for none. None: all in group 0.
         weight: float32, one entry a row of `x`, at least 0. None: all 1.
 
@@ -233,6 +239,7 @@ def moments_update_(
     Raises:
         TypeError, ValueError: the message names the argument; nothing has been counted then.
     """
+    x, token_group, weight = shared(x), shared(token_group), shared(weight)
     if _traced(x):
         torch.ops.emosteer.moments_update_.default(
             moments.count,
