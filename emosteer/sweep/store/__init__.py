@@ -1,0 +1,8 @@
+"""The folder of a sweep: finished rows as Parquet parts, and a manifest of what they answer."""
+
+from .done import Done
+from .folder import Store
+from .places import FolderError
+from .rows import SCHEMA, Row
+
+__all__ = ["SCHEMA", "Done", "FolderError", "Row", "Store"]
