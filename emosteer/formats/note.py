@@ -24,6 +24,8 @@ VERSION = 1
 LENGTHS = ("magnitude", "unit", "scale")
 # As in Bank: rows this close to unit length are unit rows, and keep their bits.
 _ALREADY_UNIT = 1e-6
+# How far a direction's length may be from 1; fp32 rounding stays below 1e-6.
+_UNIT_TOLERANCE = 1e-5
 
 
 def rows_and_note(vectors: Vectors, length: str) -> tuple[dict[int, Tensor], dict[str, Any]]:
@@ -61,6 +63,7 @@ def rows_and_note(vectors: Vectors, length: str) -> tuple[dict[int, Tensor], dic
     note["factor"] = factors
     packed = zlib.compress(torch.cat(misses).numpy().tobytes(), 9)
     note["ulps"] = base64.b64encode(packed).decode("ascii")
+    note["crc32"] = _checksum(rows)
     return rows, note
 
 
@@ -129,7 +132,7 @@ def restored(rows: dict[int, Tensor], note: Any) -> Vectors:
         raise ValueError("its emosteer note has a provenance that is no object")
     scale = _numbers(note, "scale", rows, []) if "scale" in note else None
     kept = Vectors(names, rows, scale=scale, provenance=provenance)
-    if "factor" not in note:
+    if "factor" not in note or note.get("crc32") != _checksum(rows):
         return kept
     factor = _numbers(note, "factor", rows, [k])
     magnitude = _numbers(note, "magnitude", rows, [k])
@@ -138,9 +141,12 @@ def restored(rows: dict[int, Tensor], note: Any) -> Vectors:
     unit = {}
     for miss, (layer, row) in zip(misses, rows.items()):
         unit[layer] = (_bits(_divided(row, factor[layer])) + miss.to(torch.int32)).view(torch.float32)
+        length = torch.linalg.vector_norm(unit[layer].double(), dim=1)
         again = (unit[layer].double() * factor[layer][:, None]).float()
-        if not torch.equal(_bits(again), _bits(row)):
-            return kept
+        if not bool(((length - 1).abs() <= _UNIT_TOLERANCE).all()) or not torch.equal(
+            _bits(again), _bits(row)
+        ):
+            raise ValueError("its emosteer note does not belong to its vectors; delete the note")
     kept.directions = unit
     kept.magnitude = {layer: value.float() for layer, value in magnitude.items()}
     return kept
@@ -170,6 +176,16 @@ def _unit(vectors: Vectors) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
 
 def _divided(rows: Tensor, factor: Tensor) -> Tensor:
     return (rows.double() / factor.double()[:, None]).float()
+
+
+def _checksum(rows: dict[int, Tensor]) -> int:
+    """Of the layers and the little-endian float32 numbers: enough to see a change, no proof against malice."""
+    total = 0
+    for layer, row in rows.items():
+        total = zlib.crc32(
+            row.cpu().contiguous().numpy().astype("<f4").tobytes(), zlib.crc32(str(layer).encode(), total)
+        )
+    return total
 
 
 def _bits(rows: Tensor) -> Tensor:
