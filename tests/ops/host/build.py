@@ -23,7 +23,14 @@ import pybind11
 HOST = Path(__file__).parent
 ROOT = HOST.parents[2]
 KERNELS, LAUNCHERS = ROOT / "kernels" / "cuda", ROOT / "csrc" / "cuda"
-SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
+CACHE = ROOT / "build" / "host"
+NAME = "cuda_host"
+SANITIZE = (
+    "-O1",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=undefined",
+    "-fno-omit-frame-pointer",
+)
 FLAGS = (
     "-std=c++17",
     "-g1",
@@ -34,82 +41,94 @@ FLAGS = (
     "-Wno-attributes",
     "-Wno-unknown-pragmas",
     "-Wno-class-memaccess",
+    f"-DEMOSTEER_MODULE={NAME}",
+    '-DEMOSTEER_DEVICE="cpu"',
 )
 
 
 def cuda_headers() -> Path:
     """The folder that has `cuda_bf16.h`."""
     found = []
-    if nvcc := shutil.which("nvcc"):
-        found.append(Path(nvcc).resolve().parents[1] / "include")
+    spec = importlib.util.find_spec("nvidia")
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        found += [*sorted(Path(place).glob("cu*/include")), Path(place) / "cuda_runtime" / "include"]
     for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda"):
         if home:
             found.append(Path(home) / "include")
-    spec = importlib.util.find_spec("nvidia")
-    for place in spec.submodule_search_locations or () if spec else ():
-        found += sorted(Path(place).glob("cu*/include")) + [Path(place) / "cuda_runtime" / "include"]
+    if nvcc := shutil.which("nvcc"):
+        found.append(Path(nvcc).resolve().parents[1] / "include")
     for folder in found:
-        if (folder / "cuda_bf16.h").exists():
+        if (folder / "cuda_bf16.h").exists() and (folder / "cuda_runtime_api.h").exists():
             return folder
     raise FileNotFoundError(
-        "cuda_bf16.h is neither in a CUDA toolkit nor in the package nvidia-cuda-runtime; "
+        "cuda_bf16.h is neither in the package nvidia-cuda-runtime nor in a CUDA toolkit; "
         "pip install nvidia-cuda-runtime"
     )
 
 
-def built(
-    name: str = "cuda_host", *, flags: tuple[str, ...] = ("-O2",), changes: Mapping[str, tuple[str, str]] = {}
-) -> Path:
+def built(*, flags: tuple[str, ...] = ("-O2",), changes: Mapping[str, tuple[str, str]] | None = None) -> Path:
     """The compiled module, from the cache where nothing changed.
 
     Args:
-        name: of the module.
-        flags: beside those that every build has.
+        flags: of the kernels, beside those that every build has.
         changes: by file of `kernels/cuda`, a text that occurs once in it and what to put instead: a planted bug.
     """
-    sources = sorted(
-        [*KERNELS.glob("*.cuh"), *LAUNCHERS.glob("*"), *HOST.rglob("*.[ch]*"), HOST / "include/nv/target"]
-    )
-    texts = {path: path.read_text() for path in sources}
-    for file, (old, new) in changes.items():
-        text = texts[KERNELS / file]
-        if text.count(old) != 1:
-            raise ValueError(f"{old!r} occurs {text.count(old)} times in {file}, expected once")
-        texts[KERNELS / file] = text.replace(old, new)
-    compiler = os.environ.get("CXX", "g++").split()
-    key = hashlib.sha256(repr((name, flags, FLAGS, sys.version, compiler, str(cuda_headers()))).encode())
-    for path, text in texts.items():
-        key.update(f"{path}\n{text}".encode())
-    folder = ROOT / "build" / "host" / f"{name}-{key.hexdigest()[:16]}"
-    module = folder / f"{name}.so"
+    kernels = {path.name: path.read_text() for path in KERNELS.glob("*.cuh")}
+    for file, (old, new) in (changes or {}).items():
+        if kernels[file].count(old) != 1:
+            raise ValueError(f"{old!r} occurs {kernels[file].count(old)} times in {file}, expected once")
+        kernels[file] = kernels[file].replace(old, new)
+    folder = CACHE / f"kernels-{_digest(kernels)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in kernels.items():
+        if not (folder / name).exists():
+            _whole(folder / name, lambda part, text=text: part.write_text(text))
+
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [
+            pool.submit(_object, source, folder, flags_of_it)
+            for source, flags_of_it in (
+                (LAUNCHERS / "launch.cu", flags),
+                (LAUNCHERS / "bindings.cpp", ("-O1",)),
+                (HOST / "fibers.cpp", flags),
+            )
+        ]
+        objects = [str(job.result()) for job in jobs]
+    module = CACHE / f"module-{_digest(objects)}" / f"{NAME}.so"
     if not module.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in KERNELS.glob("*.cuh"):
-            (folder / path.name).write_text(texts[path])
-        _compile(compiler, folder, module, (f"-DEMOSTEER_MODULE={name}", '-DEMOSTEER_DEVICE="cpu"', *flags))
+        module.parent.mkdir(exist_ok=True)
+        _whole(module, lambda part: _run([*_compiler(), "-shared", *flags, *objects, "-o", str(part)]))
     return module
 
 
-def _compile(compiler: list[str], folder: Path, module: Path, flags: tuple[str, ...]) -> None:
-    includes = [HOST / "include", HOST, folder, LAUNCHERS]
-    command = [*compiler, *FLAGS, *flags, *(f"-I{path}" for path in includes)]
+def _object(source: Path, kernels: Path, flags: tuple[str, ...]) -> Path:
+    command = [*_compiler(), *FLAGS, *flags]
+    command += [f"-I{path}" for path in (HOST / "include", HOST, kernels, LAUNCHERS)]
     for path in (cuda_headers(), pybind11.get_include(), sysconfig.get_path("include")):
         command += ["-isystem", str(path)]
+    own = [source, *LAUNCHERS.glob("*.hpp"), *HOST.rglob("*.h*"), HOST / "include" / "nv" / "target"]
+    if source.suffix == ".cpp":  # of the kernels only the arguments
+        command = [part for part in command if part != f"-I{kernels}"] + [f"-I{KERNELS}"]
+        own.append(KERNELS / "args.cuh")
+    target = CACHE / f"{source.stem}-{_digest([command, sys.version, [p.read_text() for p in sorted(own)]])}.o"
+    if not target.exists():
+        _whole(target, lambda part: _run([*command, "-x", "c++", "-c", str(source), "-o", str(part)]))
+    return target
 
-    def compile_one(source: Path) -> Path:
-        target = folder / f"{source.stem}.{os.getpid()}.o"
-        _run([*command, "-x", "c++", "-c", str(source), "-o", str(target)])
-        return target
 
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(
-            pool.map(compile_one, [LAUNCHERS / "launch.cu", LAUNCHERS / "bindings.cpp", HOST / "fibers.cpp"])
-        )
-    partial = module.with_suffix(f".{os.getpid()}.so")
-    _run([*compiler, "-shared", *flags, *map(str, objects), "-o", str(partial)])
-    partial.replace(module)  # whole or not at all, whoever else builds it meanwhile
-    for path in objects:
-        path.unlink()
+def _compiler() -> list[str]:
+    return os.environ.get("CXX", "g++").split()
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:20]
+
+
+def _whole(path: Path, write) -> None:
+    """A file is there whole or not at all, whoever else makes it meanwhile."""
+    part = path.with_name(f"{os.getpid()}-{path.name}")
+    write(part)
+    part.replace(path)
 
 
 def _run(command: list[str]) -> None:
@@ -119,9 +138,10 @@ def _run(command: list[str]) -> None:
 
 
 def load(path: Path) -> ModuleType:
-    """The module in a file, whose name is the module's."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec and spec.loader
+    """The module in a file."""
+    spec = importlib.util.spec_from_file_location(NAME, path)
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
