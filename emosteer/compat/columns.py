@@ -53,12 +53,12 @@ class Columns:
         self._past, self._key = int(cached_columns(kwargs)), ()
 
     def fit(self, chosen: Any, hidden: Tensor) -> bool:
-        """Whether a mask has a shape that can be meant for these tokens; the library says what is wrong."""
+        """Whether a mask covers the tokens of a first pass; the library says what is wrong where not."""
         if not isinstance(chosen, Tensor):
             return True
         batch, length = hidden.shape[:2]
         rows = chosen.shape[0] if chosen.ndim > 1 else 1
-        return chosen.ndim in (1, 2) and rows in (1, batch) and (self._past > 0 or chosen.shape[-1] == length)
+        return chosen.ndim in (1, 2) and rows in (1, batch) and (self._past > 0 or chosen.shape[-1] >= length)
 
     def token_row(self, chosen: Any, hidden: Tensor) -> Tensor:
         """int32 `[B, T]`: 0 where a token is chosen, −1 elsewhere.

@@ -57,6 +57,9 @@ def _patch(original: Callable, replaced: Replacements, patching: list[Columns]) 
     def patch_activations(self: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not replaced.on:
             return original(self, model, *args, **kwargs)
+        # `apply` always hands on an index, its default too, which with token_indices the library refuses.
+        if kwargs.get("min_token_index") == 0 and kwargs.get("token_indices") is not None:
+            kwargs["min_token_index"] = None
         columns = Columns(model)
         patching.append(columns)
         try:
