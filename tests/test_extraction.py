@@ -144,6 +144,28 @@ def test_several_methods_from_one_pass(tiny_llama):
         torch.testing.assert_close(erased[k : k + 2].mean(0), centre, rtol=1e-4, atol=1e-3)
 
 
+def test_labels_put_together(tiny_llama):
+    """One label a text, regrouped, is the bank of the groups."""
+    model, tok = tiny_llama
+    own = [(f"{label} {k}", text) for k, (label, text) in enumerate(STORIES)]
+    collected = es.collect(model, tok, own, neutral=NEUTRAL, skip_tokens=10)
+    groups = {name: name.split()[0] for name, _ in own}
+    for method in ("mean_difference", "lda"):
+        bank = collected.regrouped(groups).bank(method)
+        plain = es.extract(model, tok, STORIES, neutral=NEUTRAL, skip_tokens=10, method=method)
+        assert bank.names == plain.names
+        torch.testing.assert_close(bank.directions[2], plain.directions[2], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(bank.projection_std[2], plain.projection_std[2], rtol=1e-3, atol=1e-4)
+    some = {name: label for name, label in groups.items() if label != "proud"}
+    with pytest.raises(ValueError, match="2 labels are left out, but the covariance"):
+        collected.regrouped(some)
+    thin = es.collect(model, tok, own, skip_tokens=10, within=False).regrouped(some)
+    pair = es.extract(model, tok, STORIES[:4], skip_tokens=10)
+    torch.testing.assert_close(thin.bank().directions[1], pair.directions[1], rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="were not counted"):
+        collected.regrouped({"furious": "x"})
+
+
 def test_what_was_not_collected(tiny_llama):
     collected = es.collect(*tiny_llama, STORIES, within=False)
     with pytest.raises(ValueError, match="collect them with within=True"):

@@ -86,6 +86,35 @@ class Collected:
             },
         )
 
+    def regrouped(self, label_of: Mapping[str, str]) -> Collected:
+        """The same moments with labels put together: old label → new one; labels left out do not count
+        towards any mean.
+
+        Collected with one label a text, a pass gives the means of all texts, and any grouping of them
+        afterwards: emotions, topics, halves, labels drawn at random.
+
+        Raises:
+            ValueError: no label is kept, or one is not there; labels left out although the covariance of
+                the stories is kept, which holds all of them.
+        """
+        unknown = [name for name in label_of if name not in self.names]
+        if unknown:
+            raise ValueError(f"labels {unknown[:5]} were not counted")
+        if not label_of:
+            raise ValueError("label_of is empty: keep one label at least")
+        some = next(iter(self.moments.values()))
+        if some.stories.scatter is not None and len(label_of) < len(self.names):
+            raise ValueError(
+                f"{len(self.names) - len(label_of)} labels are left out, but the covariance holds their texts too; "
+                f"collect with within=False"
+            )
+        names = tuple(dict.fromkeys(label_of.values()))
+        at = {name: k for k, name in enumerate(names)}
+        old = torch.tensor([k for k, name in enumerate(self.names) if name in label_of])
+        new = torch.tensor([at[label_of[name]] for name in self.names if name in label_of])
+        moments = {layer: one.regrouped(old, new, len(names)) for layer, one in self.moments.items()}
+        return Collected(names, moments, self.provenance)
+
     def contrastive_pca(self, layer: int, alpha: float = 1.0, k: int = 1) -> Tensor:
         """float64 `[k, D]`: where the stories' tokens vary and the neutral ones do not.
 

@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,18 @@ class LayerMoments:
         self.neutral.merge(other.neutral)
         self.spread.merge(other.spread)
         self.norm += other.norm
+
+    def regrouped(self, old: Tensor, new: Tensor, groups: int) -> LayerMoments:
+        """Labels `old[i]` counted as `new[i]`; what is not by label is shared with this one."""
+        stories = Moments(groups, self.stories.dim, self.stories.scatter is not None, self.stories.device)
+        old, new = old.to(self.stories.device), new.to(self.stories.device)
+        state = self.stories.state_dict()
+        state["count"] = stories.count.index_add(0, new, state["count"][old])
+        state["sum"] = stories.sum.index_add(0, new, state["sum"][old])
+        stories.load_state_dict(state)
+        one = copy(self)
+        one.stories = stories
+        return one
 
     def state(self) -> dict[str, Tensor]:
         """The tensors by name."""
