@@ -66,7 +66,7 @@ def read(path: str | os.PathLike[str], format: str | None = None) -> Vectors:
         label = chosen.LABEL
         return chosen.read(path)
     except (safetensors.SafetensorError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} is not a valid {label}: {error}") from None
+        raise ValueError(f"{path} is not a valid {label}: {_short(error)}") from None
 
 
 def write(
@@ -117,6 +117,12 @@ def not_carried(vectors: Vectors, format: str) -> list[str]:
     return [name for name in ("mean", "projection_mean", "projection_std") if getattr(vectors, name)]
 
 
+def _short(error: Exception) -> str:
+    """What a stranger's file put into a message does not fill the screen."""
+    text = str(error)
+    return text if len(text) <= 600 else f"{text[:600]}..."
+
+
 def _for_concept(path: Path, concept: str) -> Path:
     if any(sign in concept for sign in ("/", "\\", "\0")) or concept.startswith("."):
         raise ValueError(f"the concept {concept!r} cannot be part of a file's name; rename it first")
@@ -140,7 +146,7 @@ def _format_of(path: Path) -> str:
     if suffix in (".pt", ".pth", ".bin"):
         from . import steering_vectors, torch_file
 
-        content = torch_file.read(path, steering_vectors.KNOWN)
+        content, _ = torch_file.read(path, steering_vectors.KNOWN)
         for name in _TORCH:
             if module(name).matches(content):
                 return name

@@ -25,7 +25,7 @@ def matches(content: Any) -> bool:
 
 def read(path: Path) -> Vectors:
     """One concept, named as the file unless the note says otherwise."""
-    content = torch_file.read(path)
+    content, said = torch_file.read(path)
     if isinstance(content, dict):  # as hotwire does: the first tensor of a dict
         content = next((value for value in content.values() if isinstance(value, torch.Tensor)), None)
     if not isinstance(content, torch.Tensor):
@@ -39,7 +39,6 @@ def read(path: Path) -> Vectors:
     if len(table) > MAX_LAYER + 1:
         raise ValueError(f"it has {len(table)} rows, one a layer; no model has so many")
     rows = by_layer((layer, row[None].clone()) for layer, row in enumerate(table) if bool(row.any()))
-    said = torch_file.read_note(path)
     return Vectors([path.stem], rows) if said is None else note.from_text(rows, said)
 
 

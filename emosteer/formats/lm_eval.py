@@ -40,7 +40,7 @@ def matches(content: Any) -> bool:
 
 def read(path: Path) -> Vectors:
     """One concept, named as the file unless the note says otherwise."""
-    content = torch_file.read(path)
+    content, text = torch_file.read(path)
     if not matches(content):
         raise ValueError('it must be a dict of hookpoints, each a dict with a "steering_vector"')
     found: list[tuple[int, Tensor]] = []
@@ -57,7 +57,6 @@ def read(path: Path) -> Vectors:
     rows = by_layer(found)
     if hold and coefficient:
         raise ValueError('it mixes the actions "add" and "clamp"; split it into one file for each')
-    text = torch_file.read_note(path)
     said = None if text is None else parse_json(text, "its emosteer note")
     vectors = Vectors([path.stem], rows) if said is None else note.restored(rows, said)
     if hold:

@@ -112,15 +112,17 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _array(file: IO[bytes], name: str, size: int) -> np.ndarray:
-    version = np.lib.format.read_magic(file)
-    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in read_header:
-        raise ValueError(f"the array {name!r} has .npy version {version}; 1.0 and 2.0 are read")
-    shape, fortran, dtype = read_header[version](file)
+    lib = np.lib.format
+    try:
+        version = lib.read_magic(file)
+        read_header = {(1, 0): lib.read_array_header_1_0, (2, 0): lib.read_array_header_2_0}[version]
+        shape, fortran, dtype = read_header(file)
+    except (KeyError, ValueError, TypeError, SyntaxError) as error:
+        raise ValueError(f"the array {name!r} has no header of .npy version 1.0 or 2.0: {error}") from None
     if dtype.hasobject:
         raise ValueError(f"the array {name!r} holds Python objects, which may run code; it is not read")
     n = math.prod(shape)
-    if n * dtype.itemsize > size:
+    if n * dtype.itemsize > size or any(side < 0 for side in shape):
         raise ValueError(
             f"the array {name!r} declares shape {list(shape)} of {dtype}, {n * dtype.itemsize} bytes, "
             f"where {size} are stored"

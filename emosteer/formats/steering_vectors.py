@@ -40,8 +40,8 @@ def matches(content: Any) -> bool:
 
 def read(path: Path) -> Vectors:
     """One concept, named as the file unless the note says otherwise."""
-    vectors = of_content(torch_file.read(path, KNOWN), path.stem)
-    said = torch_file.read_note(path)
+    content, said = torch_file.read(path, KNOWN)
+    vectors = of_content(content, path.stem)
     return vectors if said is None else note.from_text(vectors.directions, said)
 
 

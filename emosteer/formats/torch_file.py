@@ -29,8 +29,8 @@ _MAX_CALLS = 100_000
 _NOTE = "emosteer.json"
 
 
-def read(path: Path, known: Mapping[str, type] | None = None) -> Any:
-    """What the file holds.
+def read(path: Path, known: Mapping[str, type] | None = None) -> tuple[Any, str | None]:
+    """What the file holds, and the text of our note where it has one.
 
     Args:
         path: the file.
@@ -40,27 +40,18 @@ def read(path: Path, known: Mapping[str, type] | None = None) -> Any:
         ValueError: not a file of `torch.save`, one that names code, or one that declares more than it holds.
     """
     known = known or {}
-    _inspect(path, {name.replace("/", " ") for name in known})
+    note = _inspect(path, {name.replace("/", " ") for name in known})
     stand_ins: list[Any] = [(stand_in, name.replace("/", ".")) for name, stand_in in known.items()]
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True), note
     except MemoryError:
         raise ValueError("it asks for more memory than there is") from None
     except Exception as error:  # torch raises whatever its unpickler met
         raise ValueError(
             f"torch cannot read it: {str(error).splitlines()[0] if str(error) else error!r}"
         ) from None
-
-
-def read_note(path: Path) -> str | None:
-    """The note of a file that `read` has read."""
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if name.split("/", 1)[-1] == _NOTE:
-                return archive.read(name).decode("utf-8", "replace")
-    return None
 
 
 def write(path: Path, content: Any, note: str | None = None) -> None:
@@ -74,7 +65,8 @@ def write(path: Path, content: Any, note: str | None = None) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def _inspect(path: Path, known: set[str]) -> None:
+def _inspect(path: Path, known: set[str]) -> str | None:
+    """The note's text; raises where the file is none that `torch.save` writes, or names code."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         begins = file.read(4)
@@ -82,20 +74,33 @@ def _inspect(path: Path, known: set[str]) -> None:
         raise ValueError("it is no archive of torch.save; one from before torch 1.6 must be saved again")
     try:
         with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            names = [member.filename for member in members]
-            if len(set(names)) < len(names):
-                raise ValueError("a member of the archive is there twice")
-            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-                raise ValueError("a member of the archive is compressed, which torch.save never does")
-            if sum(member.file_size for member in members) > size:
-                raise ValueError("the members of the archive together are larger than the file")
-            pickles = [name for name in names if name.split("/", 1)[-1] == "data.pkl"]
-            if len(pickles) != 1:
-                raise ValueError(f"the archive has {len(pickles)} data.pkl, a file of torch.save has one")
-            pickle = archive.read(pickles[0])
+            pickle, note = _members(archive, size)
     except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, RuntimeError) as error:
         raise ValueError(f"its archive is broken: {error}") from None
+    _check(pickle, size, known)
+    return note
+
+
+def _members(archive: zipfile.ZipFile, size: int) -> tuple[bytes, str | None]:
+    """The pickle and the note."""
+    members = archive.infolist()
+    names = [member.filename for member in members]
+    if len(set(names)) < len(names):
+        raise ValueError("a member of the archive is there twice")
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError("a member of the archive is compressed, which torch.save never does")
+    if sum(member.file_size for member in members) > size:
+        raise ValueError("the members of the archive together are larger than the file")
+    pickles = [name for name in names if name.split("/", 1)[-1] == "data.pkl"]
+    if len(pickles) != 1:
+        raise ValueError(f"the archive has {len(pickles)} data.pkl, a file of torch.save has one")
+    notes = [name for name in names if name.split("/", 1)[-1] == _NOTE]
+    note = archive.read(notes[0]).decode("utf-8", "replace") if notes else None
+    return archive.read(pickles[0]), note
+
+
+def _check(pickle: bytes, size: int, known: set[str]) -> None:
+    """Raise where the pickle names code, or declares more than the file can hold."""
     calls = 0
     for code, argument in _operations(pickle):
         if code in ("GLOBAL", "INST") and not _harmless(str(argument), known):
