@@ -1,30 +1,39 @@
 """Sweeps: prompts × concepts × strengths in mixed batches, into a folder that survives whatever happens.
 
     metrics = [es.metrics.choices([" A", " B"])]
-    metrics = [es.metrics.choices([" A", " B"])]
     es.Sweep("smollm2", bank=bank, prompts=[…], strengths=(0.05, 0.1), metrics=metrics).run("out")
 
 A sweep's definition makes a `Plan`, which streams units; a `Runner` turns units into rows; a `Store`
 keeps rows in a folder and says which are done. An engine connects the three.
 """
 
-from . import metrics
-from .generation import Generation
-from .plan import Plan, Prompt, Unit
-from .runner import Runner, Work
-from .store import FolderError, Row, Store
-from .sweep import Sweep
+from __future__ import annotations
 
-__all__ = [
-    "FolderError",
-    "Generation",
-    "Plan",
-    "Prompt",
-    "Row",
-    "Runner",
-    "Store",
-    "Sweep",
-    "Unit",
-    "Work",
-    "metrics",
-]
+from importlib import import_module
+
+# Imported where they are first used: plan, runner and metrics need no pyarrow, the store does.
+_EXPORTS = {
+    "FolderError": "store",
+    "Generation": "generation",
+    "Plan": "plan",
+    "Prompt": "plan",
+    "Row": "row",
+    "Runner": "runner",
+    "Store": "store",
+    "Sweep": "sweep",
+    "Unit": "plan",
+    "Work": "runner",
+}
+
+__all__ = [*_EXPORTS, "metrics"]
+
+
+def __getattr__(name: str):
+    if name in _EXPORTS:
+        value = getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    elif name == "metrics":
+        value = import_module(f"{__name__}.metrics")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value

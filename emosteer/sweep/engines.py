@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from .progress import SweepProgress
+from .row import Row
 from .runner import Runner, Work
-from .store import FolderError, Row, Store
+from .store import FolderError, Store
 
 # Seconds between two parts: so much at the start, then one hundredth of the time that has passed, up to a minute.
 SOONEST, SHARE, LATEST = 2.0, 0.01, 60.0

@@ -106,8 +106,8 @@ class Sweep:
         self.programs = (
             programs if programs is None or isinstance(programs, (str, Program)) else list(programs)
         )
-        self.strengths = _numbers("strengths", strengths, (int, float))
-        self.seeds = _numbers("seeds", seeds, (int,))
+        self.strengths = _numbers("strengths", strengths)
+        self.seeds = _numbers("seeds", seeds, whole=True)
         self.positions = tuple(positions) if isinstance(positions, (list, tuple)) else (positions,)
         self.position_labels = tuple(positions_label(p) for p in self.positions)
         self.layers = list(layers) if isinstance(layers, list) else [layers]
@@ -324,16 +324,12 @@ def resumed(folder: str | os.PathLike[str], *, model: Any = None, tok: Any = Non
     return Sweep(**found)
 
 
-def _numbers(name: str, given: Any, types: tuple[type, ...]) -> tuple:
+def _numbers(name: str, given: Any, *, whole: bool = False) -> tuple[Any, ...]:
     found = (given,) if isinstance(given, (int, float)) else tuple(given)
     for number, value in enumerate(found):
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, types)
-            or value != value
-            or abs(value) == float("inf")
-        ):
-            what = "an integer" if types == (int,) else "a finite number"
+        right = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        if not right or not math.isfinite(value):
+            what = "an integer" if whole else "a finite number"
             raise TypeError(f"{name}[{number}] must be {what}, got {value!r}")
     if len(set(found)) < len(found):
         raise ValueError(f"{name} has a value twice: {list(found)}")

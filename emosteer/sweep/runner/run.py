@@ -14,7 +14,7 @@ from emosteer.models.capture import layer_at_two_thirds
 from ..generation import Generation
 from ..metrics.base import Seen
 from ..metrics.reading import Readings
-from ..store.rows import Row
+from ..row import Row
 from . import plain
 from .memory import MOST_ROWS, Budget, out_of_memory
 from .passes import Passes

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..generation import Generation
 from ..metrics.base import Metric, Seen
 from ..plan import Plan, Unit
-from ..store.done import Done
-from ..store.rows import Row
+from ..row import Row
+
+if TYPE_CHECKING:
+    from ..store.done import Done
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,6 @@
 from .done import Done
 from .folder import Store
 from .places import FolderError
-from .rows import SCHEMA, Row
+from .rows import SCHEMA
 
-__all__ = ["SCHEMA", "Done", "FolderError", "Row", "Store"]
+__all__ = ["SCHEMA", "Done", "FolderError", "Store"]

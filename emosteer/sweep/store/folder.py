@@ -14,10 +14,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..row import Row
 from .done import Done
 from .lock import Lease, only_runner
 from .places import WRITING, FolderError, place_of
-from .rows import FAILED, FORMAT, OK, SCHEMA, Row, part_bytes, read_part, table_of
+from .rows import FAILED, FORMAT, OK, SCHEMA, part_bytes, read_part, table_of
 
 MANIFEST = "_manifest.json"
 BANK = "_bank.safetensors"

@@ -1,15 +1,13 @@
-"""One row of the table: a unit and a metric; and the Parquet bytes of many."""
+"""Rows as a pyarrow table and as the bytes of a Parquet part."""
 
 from __future__ import annotations
 
 import io
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
-from ..plan import Unit
+from ..row import Row
 
 try:
     import pyarrow as pa
@@ -47,28 +45,6 @@ SCHEMA = pa.schema(
     ],
     metadata={MARK: json.dumps({"format": FORMAT}).encode()},
 )
-
-
-@dataclass(frozen=True)
-class Row:
-    """What one metric found for one unit.
-
-    Attributes:
-        unit: what was run.
-        metric, metric_id: the metric's name and hash (`Metric.id`).
-        value, values: its headline number and the named ones; NaN and none where it failed.
-        error: why it failed; None where it did not.
-        text, tokens: what was generated, in the row of the metric "text" only.
-    """
-
-    unit: Unit
-    metric: str
-    metric_id: str
-    value: float = math.nan
-    values: Mapping[str, float] = field(default_factory=dict)
-    error: str | None = None
-    text: str | None = None
-    tokens: tuple[int, ...] | None = None
 
 
 def table_of(rows: Sequence[Row]) -> pa.Table:
