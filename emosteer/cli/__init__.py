@@ -6,9 +6,15 @@ from pathlib import Path
 
 import typer
 
+from . import corpus, sweep
 from .convert import convert
+from .extract import extract
+from .read import read
+from .steer import steer
 
 app = typer.Typer(help="Read and steer the residual stream of language models.", no_args_is_help=True)
+app.add_typer(corpus.app, name="corpus")
+app.add_typer(sweep.app, name="sweep")
 
 
 @app.command()
@@ -28,6 +34,9 @@ def doctor() -> None:
 
 
 app.command("convert")(convert)
+app.command("extract")(extract)
+app.command("read")(read)
+app.command("steer")(steer)
 
 
 def main() -> None:

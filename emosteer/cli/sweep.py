@@ -1,0 +1,129 @@
+"""`emosteer sweep run | status | report | resume`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from emosteer.sweep.opened import Opened
+
+app = typer.Typer(help="Large evaluations: concepts × strengths × prompts, resumable.", no_args_is_help=True)
+
+FOLDER = typer.Argument(help="The sweep's folder: a local path or an fsspec URL.")
+ENGINE = typer.Option("local", help="local, ray or vllm.")
+RETRY = typer.Option(False, "--retry-failed", help="Run rows again that failed before.")
+QUIET = typer.Option(False, "--quiet", help="Say nothing while running.")
+
+
+@app.command()
+def run(
+    definition: Path = typer.Argument(help="The YAML file that defines the sweep."),  # noqa: B008
+    folder: str = FOLDER,
+    engine: str = ENGINE,
+    retry_failed: bool = RETRY,
+    quiet: bool = QUIET,
+) -> None:
+    """Run the sweep of a YAML file into a folder; what is there already is not run again."""
+    from emosteer.sweep import Sweep
+
+    with _said():
+        found = Sweep.from_yaml(definition).run(folder, engine, retry_failed=retry_failed, progress=not quiet)
+        _state(found)
+
+
+@app.command()
+def resume(
+    folder: str = FOLDER, engine: str = ENGINE, retry_failed: bool = RETRY, quiet: bool = QUIET
+) -> None:
+    """Go on with the sweep of a folder, as its manifest defines it."""
+    from emosteer.sweep.sweep import resumed
+
+    with _said():
+        found = resumed(folder).run(folder, engine, retry_failed=retry_failed, progress=not quiet)
+        _state(found)
+
+
+@app.command()
+def status(folder: str = FOLDER) -> None:
+    """How far the sweep of a folder is; works while it is running."""
+    from emosteer.sweep import Sweep
+
+    with _said():
+        _state(Sweep.open(folder))
+
+
+@app.command()
+def report(
+    folder: str = FOLDER,
+    csv: Path = typer.Option(None, help="Write the summary as CSV as well."),  # noqa: B008
+) -> None:
+    """Means of each metric by concept and strength, with the controls."""
+    from emosteer.sweep import Sweep
+
+    with _said():
+        found = Sweep.open(folder)
+        summary = found.summary()
+        _print(summary)
+        if csv is not None:
+            from pyarrow import csv as writer
+
+            writer.write_csv(summary, csv)
+
+
+def _state(found: Opened) -> None:
+    state = found.status()
+    print(
+        f"{found.store}: {state.done:,} of {state.units:,} units done, {state.rows:,} rows, {state.failed:,} failed"
+    )
+    for why, count in state.reasons:
+        print(f"  {count:,} × {why}")
+    for name in state.set_aside:
+        print(
+            f"  left out: {name} is no whole part; run or resume the sweep to set it aside and run its units again"
+        )
+
+
+def _print(summary: Any) -> None:
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE, pad_edge=False)
+    shown: dict[str, Callable[[Any], str]] = {
+        "metric": str,
+        "control": str,
+        "concept": str,
+        "strength": lambda value: f"{value:g}" if value == value else "",
+        "layers": str,
+        "positions": str,
+        "mean": lambda value: f"{value:.4g}",
+        "standard_error": lambda value: f"{value:.2g}" if value is not None and value == value else "",
+        "units": str,
+    }
+    for name in shown:
+        table.add_column(name.replace("_", " "), justify="left" if shown[name] is str else "right")
+    for row in summary.to_pylist():
+        table.add_row(*(show(row[name]) for name, show in shown.items()))
+    Console().print(table)
+
+
+@contextmanager
+def _said() -> Iterator[None]:
+    """What a folder says is for the user to read: one line and exit code 2, no traceback."""
+    import sys
+
+    from emosteer.sweep import FolderError
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("emosteer: stopped; what was reported done is kept, resume goes on from there", file=sys.stderr)
+        raise typer.Exit(130) from None
+    except (FolderError, OSError) as error:
+        print(f"emosteer: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
