@@ -80,6 +80,7 @@ def _label(
                 ha=side,
                 fontsize=8,
             )
+            text.set_in_layout(False)  # or the axes move when the figure is drawn, and the names with them
             box = text.get_window_extent(renderer).padded(1)
             if not any(box.overlaps(other) for other in boxes):
                 boxes.append(box)
