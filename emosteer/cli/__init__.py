@@ -11,6 +11,7 @@ from .convert import convert
 from .extract import extract
 from .read import read
 from .steer import steer
+from .validate import validate
 
 app = typer.Typer(help="Read and steer the residual stream of language models.", no_args_is_help=True)
 app.add_typer(corpus.app, name="corpus")
@@ -37,6 +38,7 @@ app.command("convert")(convert)
 app.command("extract")(extract)
 app.command("read")(read)
 app.command("steer")(steer)
+app.command("validate")(validate)
 
 
 def main() -> None:
