@@ -1,0 +1,213 @@
+"""The backend of Triton kernels (`kernels/triton`): GPUs of NVIDIA and AMD, or any CPU in the interpreter.
+
+Values of indices are not checked, as that would wait for the device: what is out of range is taken as
+empty, and `SteerTable.validate` reports it.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from .moments import Moments
+from .table import SteerTable
+
+# From this width the kernel that takes one triangle beats a matrix product of the whole square.
+TRIANGLE_FROM = 4096
+# Side of the blocks of the second moment below.
+_SQUARE = 1024
+# Rows held about the shift in float32 at a time.
+_CHUNK_ROWS = 8192
+
+
+def unavailable() -> str | None:
+    """Why this backend cannot run here, None if it can."""
+    if find_spec("triton") is None:
+        return "the package triton is not installed; pip install triton (it comes with torch for GPUs)"
+    if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    return "there is no GPU; TRITON_INTERPRET=1, set before emosteer is used, runs it slowly on a CPU"
+
+
+def steer_(x: Tensor, directions: Tensor, table: SteerTable, token_row: Tensor | None, scale: float) -> None:
+    launches = _launches()
+    if (rows := launches.Rows.of(x)) is None:
+        steered = x.contiguous()
+        steer_(steered, directions, table, token_row, scale)
+        x.copy_(steered)
+        return
+    with _device(x):
+        launches.steer(x, rows, None, directions, _columns(table), token_row, scale).run()
+
+
+def steer(x: Tensor, directions: Tensor, table: SteerTable, token_row: Tensor | None, scale: float) -> Tensor:
+    launches, out = _launches(), torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    x, rows = _readable(x)
+    with _device(x):
+        launches.steer(x, rows, out, directions, _columns(table), token_row, scale).run()
+    return out
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, weight_offset: float) -> Tensor:
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    x, rows = _readable(x)
+    with _device(x):
+        _launches().rms_norm(x, rows, out, weight, eps, weight_offset).run()
+    return out
+
+
+def steer_rms_norm_(
+    x: Tensor,
+    weight: Tensor,
+    directions: Tensor,
+    table: SteerTable,
+    token_row: Tensor | None,
+    scale: float,
+    residual: Tensor | None,
+    eps: float,
+    weight_offset: float,
+) -> Tensor:
+    launches = _launches()
+    if (rows := launches.Rows.of(x)) is None:
+        stream = x.contiguous()
+        normed = steer_rms_norm_(
+            stream, weight, directions, table, token_row, scale, residual, eps, weight_offset
+        )
+        x.copy_(stream)
+        return normed
+    normed, residual_rows = torch.empty(x.shape, dtype=x.dtype, device=x.device), rows
+    if residual is not None:
+        residual, residual_rows = _readable(residual)
+    with _device(x):
+        launches.steer_rms_norm(
+            x,
+            rows,
+            residual,
+            residual_rows,
+            normed,
+            weight,
+            directions,
+            _columns(table),
+            token_row,
+            scale,
+            eps,
+            weight_offset,
+        ).run()
+    return normed
+
+
+def project(x: Tensor, directions: Tensor, center: Tensor | None, cosine: bool) -> Tensor:
+    scores = torch.empty((*x.shape[:-1], directions.shape[0]), dtype=torch.float32, device=x.device)
+    if not scores.numel():
+        return scores
+    x, rows = _readable(x)
+    with _device(x):
+        _launches().project(x, rows, directions, center, cosine, scores).run()
+    return scores
+
+
+def project_extremes_(
+    maximum: Tensor,
+    total: Tensor,
+    x: Tensor,
+    directions: Tensor,
+    token_row: Tensor | None,
+    center: Tensor | None,
+    cosine: bool,
+) -> None:
+    x, rows = _readable(x)
+    with _device(x):
+        _launches().project_extremes(
+            x, rows, directions, center, cosine, maximum, total, token_row
+        ).run()
+
+
+def moments_update_(moments: Moments, x: Tensor, token_group: Tensor | None, weight: Tensor | None) -> None:
+    """Nothing here asks the device for a value: what the first update decides is decided by masks."""
+    launches = _launches()
+    x, rows = _readable(x)
+    dim, n = x.shape[-1], x.numel() // x.shape[-1]
+    counted = weight if weight is not None else torch.ones(n, device=x.device)
+    with _device(x):
+        if token_group is None:
+            moments.count[0] += counted.sum(dtype=torch.float64)
+        else:
+            token_group = token_group.reshape(-1)
+            inside = (token_group >= 0) & (token_group < moments.n_groups)
+            counted = torch.where(inside, counted, 0.0)
+            at = token_group.clamp(0, moments.n_groups - 1).long()
+            moments.count.index_add_(0, at, counted.double())
+        all_counted = counted.sum(dtype=torch.float64)
+        pilot = torch.zeros(1, dim, dtype=torch.float64, device=x.device)
+        launches.group_sums(x, rows, None, counted, pilot, started=moments.started).run()
+        first = (all_counted > 0) & ~moments.started
+        moments.shift.copy_(torch.where(first, pilot[0] / all_counted, moments.shift))
+        moments.started.logical_or_(all_counted > 0)
+
+        if moments.scatter is not None and dim >= TRIANGLE_FROM:
+            launches.scatter(x, rows, counted, moments.shift, moments.scatter).run()
+        if moments.scatter is None or dim >= TRIANGLE_FROM:
+            launches.group_sums(x, rows, token_group, counted, moments.sum, shift=moments.shift).run()
+            return
+        flat = x.reshape(n, dim)
+        for start in range(0, n, _CHUNK_ROWS):
+            part = slice(start, start + _CHUNK_ROWS)
+            piece, piece_rows = _readable(flat[part])
+            centred = torch.empty(len(piece), dim, device=x.device)
+            launches.group_sums(
+                piece,
+                piece_rows,
+                None if token_group is None else token_group[part],
+                counted[part],
+                moments.sum,
+                shift=moments.shift,
+                centred=centred,
+            ).run()
+            _add_lower_blocks_(moments.scatter, centred)
+
+
+def _add_lower_blocks_(scatter: Tensor, rows: Tensor) -> None:
+    """`scatter += rowsᵀ rows` on the blocks on and below the diagonal."""
+    dim = rows.shape[1]
+    for start in range(0, dim, _SQUARE):
+        stop = min(start + _SQUARE, dim)
+        if start:
+            scatter[start:stop, :start].addmm_(rows[:, start:stop].T, rows[:, :start])
+        corner = rows[:, start:stop]
+        scatter[start:stop, start:stop] += (corner.T @ corner).tril_()
+
+
+def _launches():
+    """Imported at the first use: it brings in Triton."""
+    global _loaded
+    if _loaded is None:
+        from emosteer.kernels import launches
+
+        _loaded = launches
+    return _loaded
+
+
+_loaded = None
+
+
+def _device(x: Tensor):
+    """Triton launches on the current device; a CPU tensor (interpreter) has none."""
+    return torch.cuda.device_of(x)
+
+
+def _readable(x: Tensor):
+    """`x` and its rows, copied where more than two strides would be needed."""
+    rows = _launches().Rows.of(x)
+    return (x, rows) if rows is not None else (x := x.contiguous(), _launches().Rows.of(x))
+
+
+def _columns(table: SteerTable) -> tuple[Tensor, ...]:
+    """The columns, their shapes and dtypes checked at the first use of a table."""
+    if table._handle is None:
+        for problem in table.misshapen():
+            raise problem
+        object.__setattr__(table, "_handle", False)
+    return table.columns()

@@ -1,0 +1,180 @@
+"""Projections of rows on directions, a tile of rows against a tile of directions at a time.
+
+Products are taken on tensor cores as six bfloat16 products each ("bf16x6"), which keeps float32's
+digits; the centre is taken off before, so that no large sums cancel.
+"""
+
+import triton
+import triton.language as tl
+
+from .rows import row_offset
+
+
+@triton.jit
+def scores_of(
+    x,
+    directions,
+    center,
+    k,
+    n,
+    rows,
+    n_directions,
+    dim,
+    inner,
+    outer_stride,
+    inner_stride,
+    CENTER: tl.constexpr,
+    COSINE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """`[BLOCK_N, BLOCK_K]` float32 scores of the rows `n` on the directions `k`.
+
+    Cosines keep three sums of squares, of the row and of the row scaled up and down, and use the one
+    that neither overflowed nor vanished.
+    """
+    here = x + row_offset(n, inner, outer_stride, inner_stride)
+    there = directions + k.to(tl.int64) * dim
+    scores = tl.zeros([BLOCK_N, BLOCK_K], dtype=tl.float32)
+    square = tl.zeros([BLOCK_N], dtype=tl.float32)
+    large = tl.zeros([BLOCK_N], dtype=tl.float32)
+    small = tl.zeros([BLOCK_N], dtype=tl.float32)
+    for start in range(0, dim, BLOCK_D):
+        at = start + tl.arange(0, BLOCK_D)
+        fits = at < dim
+        tile = tl.load(here[:, None] + at[None, :], mask=(n < rows)[:, None] & fits[None, :], other=0.0)
+        tile = tile.to(tl.float32)
+        if CENTER:
+            tile -= tl.load(center + at, mask=fits, other=0.0)[None, :]
+        v = tl.load(there[:, None] + at[None, :], mask=(k < n_directions)[:, None] & fits[None, :], other=0.0)
+        scores = tl.dot(tile, tl.trans(v), scores, input_precision=PRECISION)
+        if COSINE:
+            square += tl.sum(tile * tile, axis=1)
+            shrunk = tile * 5.421010862427522e-20  # 2^-64
+            large += tl.sum(shrunk * shrunk, axis=1)
+            grown = tile * 1.8446744073709552e19  # 2^64
+            small += tl.sum(grown * grown, axis=1)
+    if COSINE:
+        norm = tl.where(
+            square > 1e30,
+            tl.sqrt(large) * 1.8446744073709552e19,
+            tl.where(square < 1e-30, tl.sqrt(small) * 5.421010862427522e-20, tl.sqrt(square)),
+        )
+        scores = tl.where((norm == 0)[:, None], scores * 0.0, scores / norm[:, None])
+    return scores
+
+
+@triton.jit(do_not_specialize=["rows", "n_directions", "inner"])
+def project_kernel(
+    x,
+    directions,
+    center,
+    scores,
+    rows,
+    n_directions,
+    dim,
+    inner,
+    outer_stride,
+    inner_stride,
+    CENTER: tl.constexpr,
+    COSINE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """`scores[n, k] = <x_n − center, v_k>`, over `‖x_n − center‖` for cosines."""
+    n = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
+    found = scores_of(
+        x,
+        directions,
+        center,
+        k,
+        n,
+        rows,
+        n_directions,
+        dim,
+        inner,
+        outer_stride,
+        inner_stride,
+        CENTER,
+        COSINE,
+        BLOCK_N,
+        BLOCK_K,
+        BLOCK_D,
+        PRECISION,
+    )
+    mask = (n < rows)[:, None] & (k < n_directions)[None, :]
+    tl.store(scores + n[:, None] * n_directions + k[None, :], found, mask=mask)
+
+
+@triton.jit(do_not_specialize=["rows", "n_directions", "inner", "spread", "programs"])
+def project_extremes_kernel(
+    x,
+    directions,
+    center,
+    maximum,
+    total,
+    token_row,
+    rows,
+    spread,
+    programs,
+    n_directions,
+    dim,
+    inner,
+    outer_stride,
+    inner_stride,
+    DENSE: tl.constexpr,
+    CENTER: tl.constexpr,
+    COSINE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The same scores, folded into a maximum and a sum for each table row; they are never written out.
+
+    A tile whose tokens all belong to one row is folded first: one atomic a direction for BLOCK_N tokens.
+    """
+    n = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
+    found = scores_of(
+        x,
+        directions,
+        center,
+        k,
+        n,
+        rows,
+        n_directions,
+        dim,
+        inner,
+        outer_stride,
+        inner_stride,
+        CENTER,
+        COSINE,
+        BLOCK_N,
+        BLOCK_K,
+        BLOCK_D,
+        PRECISION,
+    )
+    if DENSE:
+        row = n // spread
+    else:
+        row = tl.load(token_row + n, mask=n < rows, other=-1).to(tl.int64)
+    counted = (n < rows) & (row >= 0) & (row < programs)
+    top = tl.where(counted[:, None] & (found == found), found, float("-inf"))
+    sums = tl.where(counted[:, None], found, 0.0)
+    last = tl.max(tl.where(counted, row, -1), axis=0)
+    first = tl.min(tl.where(counted, row, programs), axis=0)
+    if first == last:
+        one = last * n_directions + k
+        tl.atomic_max(maximum + one, tl.max(top, axis=0), mask=k < n_directions)
+        tl.atomic_add(total + one, tl.sum(sums, axis=0), mask=k < n_directions)
+    else:
+        each = tl.where(counted, row, 0)[:, None] * n_directions + k[None, :]
+        mask = counted[:, None] & (k < n_directions)[None, :]
+        tl.atomic_max(maximum + each, top, mask=mask)
+        tl.atomic_add(total + each, sums, mask=mask)
