@@ -93,12 +93,21 @@ class Runner:
                 yield from self._group((work for _, work in group), layers, positions)
 
     def _group(self, works: Iterable[Work], layers: tuple[int, ...], positions: str) -> Iterator[list[Row]]:
-        for window in windows(works, WINDOW):
+        for whole in windows(works, WINDOW):
+            yield from (self._from_text(work) for work in whole if not work.needs_model)
+            window = [work for work in whole if work.needs_model]
+            if not window:
+                continue
             slots = max(len(work.unit.program.slots) for work in window)
             window.sort(key=lambda work: (-len(work.unit.prompt.tokens), work.unit.prompt.id))
             steered = Steered(self.passes.model, self.bank, layers, positions, self.relative, slots)
             with steered.steering:
                 yield from _Window(self, steered, window).rows()
+
+    def _from_text(self, work: Work) -> list[Row]:
+        """The rows of a unit whose text is all that its metrics want."""
+        text = self.tok.decode(list(work.tokens or ()), skip_special_tokens=True)
+        return rows_of(work, Seen(work.unit, text=text, tokens=work.tokens), self.generation)
 
     def shares(self, steered: Steered) -> bool:
         """Whether the model can be run in pieces; tried once."""
@@ -225,7 +234,7 @@ class _Window:
         """Prompts, continuations, and into the pool; the rows of what is finished by that."""
         scored = [work for work in batch if work.continuations]
         grown = [work for work in batch if work.generates]
-        self._share([work for work in batch if work.continuations or work.generates or work.looks_back])
+        self._share(batch)
         longer = any(len(self.runner.ids(c)) > 1 for work in scored for c in work.continuations)
         run = [work for work in batch if work.continuations or work.generates]
         keep = bool(grown) or longer
@@ -242,7 +251,7 @@ class _Window:
         finished = self._admit([one for one in ready if one.work.generates])
         for work in batch:
             if work.tokens is not None:
-                prefix = self.known.get(work.unit.prompt.id)
+                prefix = self.known[work.unit.prompt.id]
                 finished += self._finish(work, seen[id(work)], work.tokens, prefix)
             elif not work.generates:
                 finished.append(rows_of(work, seen[id(work)], self.generation))
@@ -323,14 +332,11 @@ class _Window:
         seen = self.growing.pop(row.work.unit.id)
         return self._finish(row.work, seen, tuple(row.tokens), row.ready.prefix)
 
-    def _finish(
-        self, work: Work, seen: Seen, tokens: tuple[int, ...], prefix: Prefix | None
-    ) -> list[list[Row]]:
+    def _finish(self, work: Work, seen: Seen, tokens: tuple[int, ...], prefix: Prefix) -> list[list[Row]]:
         """A unit whose text is there: its rows, or a place in the queue to be looked back at."""
         seen.tokens = tokens
         seen.text = self.runner.tok.decode(list(tokens), skip_special_tokens=True)
         if work.looks_back and tokens:
-            assert prefix is not None
             self.written.append((work, Written(seen, prefix, self.runner.readings(work))))
             return []
         return [rows_of(work, seen, self.generation)]

@@ -44,6 +44,11 @@ class Work:
         """Whether the unsteered model must run over the text."""
         return any(metric.needs_likelihood or metric.kind == "readings" for metric in self.metrics)
 
+    @property
+    def needs_model(self) -> bool:
+        """Whether there is more to do than to read a text that is there."""
+        return bool(self.continuations) or self.generates or self.looks_back
+
 
 def remaining(
     plan: Plan,
