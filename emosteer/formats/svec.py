@@ -3,8 +3,8 @@
     {"model_type": "llama", "directions": {"15": [...D]} or {"15": [[...D], ...K]}, "explained_variances": {}}
 
 CAST has one vector a layer, AISteer360 K of them and reads CAST's files. Both take the direction of
-layer `l` from the output of block `l`, and so do we; AISteer360 also adds it there, but CAST adds it to
-the *input* of block `l`, which is where our layer `l − 1` is.
+layer `l` from the output of block `l`, and so do we; AISteer360's CAA also adds it there, but CAST, in
+either library, adds it to the *input* of block `l`, which is where our layer `l − 1` is.
 """
 
 from __future__ import annotations
