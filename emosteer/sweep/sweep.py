@@ -257,7 +257,7 @@ class Sweep:
             "dtype": str(self.dtype).removeprefix("torch.") if self.dtype is not None else None,
             "device": self.device,
             "prompts": self.prompts,
-            "strengths": list(self.strengths),
+            "strengths": list(self.strengths) or None,
             "layers": [list(one) if isinstance(one, (tuple, range)) else one for one in self.layers],
             "positions": list(self.position_labels),
             "seeds": list(self.seeds),
