@@ -102,7 +102,8 @@ def study(setting: Setting) -> Found:
                 axis.plot(range(len(line)), line, marker="o", markersize=3, label=name)
         axis.set_xticks(range(len(template.values)), [f"{v:g}" for v in template.values], fontsize=6)
         axis.set(title=template.name, ylabel="z")
-        axis.legend(fontsize=7)
+        if axis.lines:
+            axis.legend(fontsize=7)
         found.numbers[template.name] = here
     found.findings.append(
         f"{held} of {total} expected trends hold (rank correlation beyond 0.5 in the expected direction)."
