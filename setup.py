@@ -14,6 +14,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent
 
@@ -40,6 +41,9 @@ COMMON = [
     "-fvisibility=hidden",
 ]
 X86 = platform.machine().lower() in ("x86_64", "amd64")
+
+# Machine code for these, and for what comes later the PTX of the last: a driver compiles it at the first use.
+CUDA_ARCHITECTURES = ("80", "90", "100")
 
 
 def check_compiler() -> None:
@@ -69,6 +73,8 @@ class BuildExt(build_ext):
         super().build_extensions()
 
     def build_extension(self, ext: Extension) -> None:
+        if ext.name == "emosteer._cuda":
+            return self.cuda_kernels(ext)
         if ext.name == "emosteer._cpu":
             ext.extra_objects = self.row_kernels()
         super().build_extension(ext)
@@ -86,6 +92,70 @@ class BuildExt(build_ext):
             )
         return objects
 
+    def cuda_kernels(self, ext: Extension) -> None:
+        """Compiles and links with nvcc alone, which knows where its own runtime lies."""
+        nvcc = find_nvcc()
+        if nvcc is None:
+            raise CompileError(
+                "EMOSTEER_CUDA=1 asks for emosteer._cuda and there is no nvcc; install a CUDA toolkit"
+            )
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout
+        architectures = [a for a in CUDA_ARCHITECTURES if f"sm_{a}" in known.split()]
+        if not architectures:
+            raise CompileError(
+                f"{nvcc} compiles for none of sm_{', sm_'.join(CUDA_ARCHITECTURES)}; it needs CUDA 11"
+            )
+        command = [
+            nvcc,
+            *os.environ.get("NVCC_FLAGS", "").split(),
+            "-shared",
+            "-std=c++17",
+            "-O3",
+            "--threads=0",
+        ]
+        command += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures[:-1]]
+        command += ["-gencode=arch=compute_{0},code=[sm_{0},compute_{0}]".format(architectures[-1])]
+        command += ["--cudart=static", "--compiler-options=-fPIC,-fvisibility=hidden"]
+        command += [
+            "--linker-options=--exclude-libs,ALL,--strip-all",
+            f"--compiler-bindir={os.environ['CXX'].split()[-1]}",
+        ]
+        command += [f"-I{folder}" for folder in [*ext.include_dirs, *self.include_dirs]]
+        done = subprocess.run([*command, *ext.sources, "-o", str(target)], capture_output=True, text=True)
+        if done.returncode:
+            raise CompileError(f"{nvcc} failed:\n{done.stderr[-3000:]}")
+
+
+def find_nvcc() -> str | None:
+    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
+    return shutil.which("nvcc") or next(
+        (found for home in homes if home and (found := shutil.which("nvcc", path=f"{home}/bin"))), None
+    )
+
+
+def cuda_module() -> list[Extension]:
+    """The module of CUDA kernels, where it is asked for or nvcc is found."""
+    import pybind11
+
+    wish = os.environ.get("EMOSTEER_CUDA", "")
+    if wish not in ("", "0", "1"):
+        sys.exit(f"EMOSTEER_CUDA must be 0 (leave out emosteer._cuda) or 1 (insist on it), got {wish!r}")
+    if wish == "0" or (not wish and find_nvcc() is None):
+        return []
+    return [
+        Extension(
+            "emosteer._cuda",
+            ["csrc/cuda/launch.cu", "csrc/cuda/bindings.cpp"],
+            include_dirs=["kernels/cuda", "csrc/cuda", pybind11.get_include()],
+            depends=[str(path) for path in (*ROOT.glob("kernels/cuda/*"), ROOT / "csrc/cuda/launch.hpp")],
+            optional=wish
+            != "1",  # a toolkit that does not fit the compiler must not keep the rest from building
+            language="c++",
+        )
+    ]
+
 
 def cpu_module() -> Extension:
     import pybind11
@@ -102,4 +172,4 @@ def cpu_module() -> Extension:
     )
 
 
-setup(ext_modules=[cpu_module()], cmdclass={"build_ext": BuildExt})
+setup(ext_modules=[cpu_module(), *cuda_module()], cmdclass={"build_ext": BuildExt})

@@ -29,7 +29,7 @@ bool aligned(std::uintptr_t data, std::int64_t dim) { return aligned(data) && di
 
 RowView view(std::uintptr_t data, std::int64_t inner, std::int64_t outer_stride, std::int64_t inner_stride) {
   const bool all = aligned(data) && outer_stride % 16 == 0 && inner_stride % 16 == 0;
-  return RowView{data, inner, outer_stride, inner_stride, all};
+  return RowView{pointer<char>(data), inner, outer_stride, inner_stride, all};
 }
 
 unsigned rows(std::int64_t count) {
@@ -65,8 +65,16 @@ SteerArgs steering(const RowView& x, const RowView& out, std::int64_t count, std
 
 NormArgs norming(const RowView& x, const RowView& out, std::int64_t count, std::int64_t dim, std::uintptr_t weight,
                  int weight_dtype, float eps, float weight_offset) {
-  return NormArgs{rows(count), columns(dim),  x, out, weight, static_cast<Dtype>(weight_dtype), aligned(weight),
-                  eps,         weight_offset, 0};
+  return NormArgs{rows(count),
+                  columns(dim),
+                  x,
+                  out,
+                  pointer<const void>(weight),
+                  static_cast<Dtype>(weight_dtype),
+                  aligned(weight),
+                  eps,
+                  weight_offset,
+                  0};
 }
 
 }  // namespace

@@ -8,7 +8,7 @@ enum class Dtype : int { f32 = 0, bf16 = 1, f16 = 2 };
 
 // Rows of a tensor whose leading dimensions collapse to two strides: row n = (n / inner, n % inner).
 struct RowView {
-  std::uintptr_t data = 0;
+  char* data = nullptr;           // a pointer, not a number: the compiler must see that it is global memory
   std::int64_t inner = 1;         // rows in the inner leading dimension
   std::int64_t outer_stride = 0;  // bytes
   std::int64_t inner_stride = 0;  // bytes
@@ -28,7 +28,7 @@ struct NormArgs {
   unsigned count;
   int dim;
   RowView x, out;
-  std::uintptr_t weight;
+  const void* weight;
   Dtype weight_dtype;
   bool weight_aligned;
   float eps, weight_offset;
@@ -39,7 +39,7 @@ struct SteerArgs {
   unsigned count;
   int dim, n_directions;
   RowView x, out;    // the same view in place
-  RowView residual;  // data == 0: none
+  RowView residual;  // data == null: none
   const float* directions;
   bool directions_aligned;
   Table table;

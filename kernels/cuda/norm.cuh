@@ -8,12 +8,11 @@ template <class T>
 __device__ __forceinline__ void load_weight(const Team& team, const NormArgs& norm, float (&weight)[kElements]) {
   switch (norm.weight_dtype) {
     case Dtype::f32:
-      return load_row<T>(team, reinterpret_cast<const float*>(norm.weight), norm.dim, norm.weight_aligned, weight);
+      return load_row<T>(team, static_cast<const float*>(norm.weight), norm.dim, norm.weight_aligned, weight);
     case Dtype::bf16:
-      return load_row<T>(team, reinterpret_cast<const __nv_bfloat16*>(norm.weight), norm.dim, norm.weight_aligned,
-                         weight);
+      return load_row<T>(team, static_cast<const __nv_bfloat16*>(norm.weight), norm.dim, norm.weight_aligned, weight);
     case Dtype::f16:
-      return load_row<T>(team, reinterpret_cast<const __half*>(norm.weight), norm.dim, norm.weight_aligned, weight);
+      return load_row<T>(team, static_cast<const __half*>(norm.weight), norm.dim, norm.weight_aligned, weight);
   }
 }
 
@@ -36,7 +35,7 @@ __device__ __forceinline__ void norm_row(Team& team, const NormArgs& norm, unsig
 }
 
 template <class T>
-__global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(const __grid_constant__ NormArgs args) {
+__global__ void __launch_bounds__(kMaxThreads, 2) rms_norm_kernel(const __grid_constant__ NormArgs args) {
   extern __shared__ double shared[];
   Team team(shared, args.scratch);
   const unsigned n = blockIdx.x * blockDim.y + threadIdx.y;

@@ -5,7 +5,7 @@
 namespace emosteer::cuda {
 
 template <class T>
-__global__ void __launch_bounds__(kMaxThreads) project_kernel(const __grid_constant__ ProjectArgs args) {
+__global__ void __launch_bounds__(kMaxThreads, 2) project_kernel(const __grid_constant__ ProjectArgs args) {
   extern __shared__ double shared[];
   Team team(shared, args.scratch);
   const unsigned n = blockIdx.x * blockDim.y + threadIdx.y;

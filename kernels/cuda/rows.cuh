@@ -8,12 +8,9 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 
 template <class T>
 __device__ __forceinline__ T* row_at(const RowView& view, unsigned n) {
-  const std::int64_t row = n;
-  if (view.inner == 1) return reinterpret_cast<T*>(view.data + static_cast<std::uintptr_t>(row * view.outer_stride));
+  if (view.inner == 1) return reinterpret_cast<T*>(view.data + n * view.outer_stride);
   const unsigned inner = static_cast<unsigned>(view.inner);
-  const std::int64_t outer = n / inner, rest = n % inner;
-  return reinterpret_cast<T*>(view.data +
-                              static_cast<std::uintptr_t>(outer * view.outer_stride + rest * view.inner_stride));
+  return reinterpret_cast<T*>(view.data + n / inner * view.outer_stride + n % inner * view.inner_stride);
 }
 
 // The threads that hold one row, all of a block or one warp of it. Where there are several warps, each

@@ -110,7 +110,9 @@ def _object(source: Path, kernels: Path, flags: tuple[str, ...]) -> Path:
     if source.suffix == ".cpp":  # of the kernels only the arguments
         command = [part for part in command if part != f"-I{kernels}"] + [f"-I{KERNELS}"]
         own.append(KERNELS / "args.cuh")
-    target = CACHE / f"{source.stem}-{_digest([command, sys.version, [p.read_text() for p in sorted(own)]])}.o"
+    target = (
+        CACHE / f"{source.stem}-{_digest([command, sys.version, [p.read_text() for p in sorted(own)]])}.o"
+    )
     if not target.exists():
         _whole(target, lambda part: _run([*command, "-x", "c++", "-c", str(source), "-o", str(part)]))
     return target

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <random>
 #include <stdexcept>
@@ -20,6 +21,9 @@
 #include <ucontext.h>
 #endif
 
+std::int64_t host_device = 0;
+std::int64_t host_launched_on[2] = {-1, -1};
+
 namespace emosteer::cuda {
 // The kernels' `extern __shared__ double shared[]`.
 constexpr std::size_t kSharedDoubles = 48 * 1024 / sizeof(double);
@@ -30,8 +34,7 @@ namespace host {
 
 uint3 block_index;
 dim3 block_dim;
-int device = 0;
-std::uint64_t order = 0;
+const std::uint64_t order = std::getenv("HOST_ORDER") ? std::strtoull(std::getenv("HOST_ORDER"), nullptr, 10) : 0;
 
 namespace {
 

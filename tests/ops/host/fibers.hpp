@@ -9,14 +9,21 @@
 #include <string>
 #include <utility>
 
+#pragma GCC visibility push(default)
+extern "C" {
+extern std::int64_t host_device;          // the current one
+extern std::int64_t host_launched_on[2];  // device and stream of the last launch
+}
+#pragma GCC visibility pop
+
 namespace host {
 
 extern uint3 block_index;
 extern dim3 block_dim;
-extern int device;
 
 // In which order threads that could run do: 0 by index, 1 from the last, else drawn at random with this seed.
-extern std::uint64_t order;
+// HOST_ORDER in the environment.
+extern const std::uint64_t order;
 
 const uint3& current_thread();
 int lane();  // of the current thread

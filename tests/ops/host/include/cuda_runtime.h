@@ -77,14 +77,18 @@ inline void sincospif(float x, float* s, float* c) {
 using std::isinf;
 
 // ---- the runtime's functions ------------------------------------------------------------------------
+//
+// These and no others: a launcher that allocated, copied or waited would not link.
 
-inline cudaError_t cudaGetDevice(int* device) { return *device = ::host::device, cudaSuccess; }
-inline cudaError_t cudaSetDevice(int device) { return ::host::device = device, cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* device) { return *device = static_cast<int>(host_device), cudaSuccess; }
+inline cudaError_t cudaSetDevice(int device) { return host_device = device, cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return "an error of the host build"; }
 
 template <class Args>
 cudaError_t cudaLaunchKernel(void (*kernel)(Args), dim3 grid, dim3 block, void** args, std::size_t shared,
-                             cudaStream_t) {
+                             cudaStream_t stream) {
+  host_launched_on[0] = host_device;
+  host_launched_on[1] = reinterpret_cast<std::intptr_t>(stream);
   std::pair<void (*)(Args), Args*> run(kernel, static_cast<Args*>(args[0]));
   ::host::run_grid(
       grid, block, shared,
