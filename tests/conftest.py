@@ -1,9 +1,17 @@
 """Models for the tests: a tiny random one, made anew for each test, and the built-in one."""
 
 import importlib.metadata
+import os
 
 import pytest
 import torch
+
+
+def pytest_configure(config):
+    """Triton reads once, before the first kernel, whether it is to interpret them: all but the GPU tests want that."""
+    chosen = config.option.markexpr
+    if "gpu" not in chosen or "not gpu" in chosen:
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def byte_tokenizer():

@@ -2,6 +2,7 @@
 
 from . import registration  # noqa: F401  makes torch.ops.emosteer.*
 from .backends import backend
+from .extremes import project_extremes_
 from .moments import Moments
 from .public import moments_update_, project, rms_norm, steer, steer_, steer_rms_norm_
 from .table import SteerTable
@@ -12,6 +13,7 @@ __all__ = [
     "backend",
     "moments_update_",
     "project",
+    "project_extremes_",
     "rms_norm",
     "steer",
     "steer_",

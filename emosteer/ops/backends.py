@@ -94,10 +94,8 @@ def _fastest(device_type: str) -> str:
         if reason := unavailable("cpu"):
             raise RuntimeError(f"the cpu backend cannot run: {reason}")
         return "cpu"
-    if device_type == "cuda":
-        for name in ("cuda", "triton"):
-            if unavailable(name) is None:
-                return name
+    if device_type == "cuda" and not all(unavailable(name) for name in ("cuda", "triton")):
+        return "gpu"  # which chooses between the two by operation and size
     return "reference"
 
 

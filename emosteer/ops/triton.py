@@ -7,6 +7,7 @@ empty, and `SteerTable.validate` reports it.
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from importlib.util import find_spec
 
 import torch
@@ -120,9 +121,7 @@ def project_extremes_(
 ) -> None:
     x, rows = _readable(x)
     with _device(x):
-        _launches().project_extremes(
-            x, rows, directions, center, cosine, maximum, total, token_row
-        ).run()
+        _launches().project_extremes(x, rows, directions, center, cosine, maximum, total, token_row).run()
 
 
 def moments_update_(moments: Moments, x: Tensor, token_group: Tensor | None, weight: Tensor | None) -> None:
@@ -180,17 +179,12 @@ def _add_lower_blocks_(scatter: Tensor, rows: Tensor) -> None:
         scatter[start:stop, start:stop] += (corner.T @ corner).tril_()
 
 
+@lru_cache(maxsize=1)
 def _launches():
     """Imported at the first use: it brings in Triton."""
-    global _loaded
-    if _loaded is None:
-        from emosteer.kernels import launches
+    from emosteer.kernels import launches
 
-        _loaded = launches
-    return _loaded
-
-
-_loaded = None
+    return launches
 
 
 def _device(x: Tensor):

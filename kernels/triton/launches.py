@@ -28,8 +28,9 @@ WARP_ELEMENTS, FEW_REGISTERS = 512, 256
 WARP_SIZE = 64 if torch.version.hip else 32
 # Slots of a table that a program solves for at once.
 MOST_SLOTS = 64
+INTERPRETED = triton.knobs.runtime.interpret
 # Six bfloat16 products for one of float32; the interpreter's are float32 anyway and have no such name.
-PRECISION = "ieee" if triton.knobs.runtime.interpret else "bf16x6"
+PRECISION = "ieee" if INTERPRETED else "bf16x6"
 
 
 class Launch(NamedTuple):
@@ -60,10 +61,15 @@ class Rows(NamedTuple):
     inner_stride: int
 
     @classmethod
+    def dense(cls, x: Tensor) -> Rows:
+        """Of a contiguous tensor."""
+        return cls(1, x.shape[-1], 0)
+
+    @classmethod
     def of(cls, x: Tensor) -> Rows | None:
         """None where the leading dimensions do not collapse to two."""
         if x.is_contiguous():
-            return cls(1, x.shape[-1], 0)
+            return cls.dense(x)
         sizes: list[int] = []
         strides: list[int] = []
         for size, stride in zip(x.shape[:-1], x.stride()[:-1]):
@@ -159,9 +165,7 @@ def steer_rms_norm(
     )
 
 
-def rms_norm(
-    x: Tensor, rows: Rows, out: Tensor, weight: Tensor, eps: float, weight_offset: float
-) -> Launch:
+def rms_norm(x: Tensor, rows: Rows, out: Tensor, weight: Tensor, eps: float, weight_offset: float) -> Launch:
     n, dim = _size(x)
     block, warps = row_block(dim)
     arguments = {
@@ -239,6 +243,8 @@ def group_sums(
     """With `started` the pilot: one sum of everything, and nothing at all where the flag is set."""
     n, dim = _size(x)
     constants = {"BLOCK_N": 16, "BLOCK_D": 128, "TILES": 8}
+    if INTERPRETED:  # which takes as long for a large tile as for a small one
+        constants = {"BLOCK_N": 128, "BLOCK_D": 1024, "TILES": 2}
     grid = (triton.cdiv(dim, constants["BLOCK_D"]), triton.cdiv(n, constants["BLOCK_N"] * constants["TILES"]))
     arguments = {
         "x": x,
@@ -259,7 +265,7 @@ def group_sums(
 
 def scatter(x: Tensor, rows: Rows, weight: Tensor, shift: Tensor, scatter: Tensor) -> Launch:
     n, dim = _size(x)
-    constants = {"BLOCK_N": 16, "BLOCK_D": 128, "PRECISION": PRECISION}
+    constants = {"BLOCK_N": 128 if INTERPRETED else 16, "BLOCK_D": 128, "PRECISION": PRECISION}
     side = triton.cdiv(dim, constants["BLOCK_D"])
     arguments = {
         "x": x,
@@ -320,5 +326,7 @@ def _tiles(x: Tensor, directions: Tensor) -> tuple[tuple[int, int], dict[str, An
         "BLOCK_D": 32,
         "PRECISION": PRECISION,
     }
+    if INTERPRETED:
+        constants |= {"BLOCK_K": 64, "BLOCK_D": 1024}
     grid = (triton.cdiv(k, constants["BLOCK_K"]), triton.cdiv(n, constants["BLOCK_N"]))
     return grid, constants, 4 if few else 8

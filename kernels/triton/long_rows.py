@@ -220,7 +220,9 @@ def steer_long_kernel(
         if changed:
             y = alpha * wide.to(tl.float64)
             for s in range(slots):
-                v = direction_row(directions, tl.load(direction + row * slots + s), n_directions, dim, at, fits)
+                v = direction_row(
+                    directions, tl.load(direction + row * slots + s), n_directions, dim, at, fits
+                )
                 y += element(beta, s) * v.to(tl.float64)
             raw = y.to(tl.float32).to(raw.dtype)
         if IN_PLACE and not RESIDUAL:
@@ -244,16 +246,7 @@ def steer_long_kernel(
 
 @triton.jit(do_not_specialize=["inner"])
 def rms_norm_long_kernel(
-    x,
-    out,
-    weight,
-    eps,
-    weight_offset,
-    dim,
-    inner,
-    outer_stride,
-    inner_stride,
-    BLOCK: tl.constexpr,
+    x, out, weight, eps, weight_offset, dim, inner, outer_stride, inner_stride, BLOCK: tl.constexpr
 ):
     """`out = rms_norm(x)` of long rows, read twice."""
     n = tl.program_id(0).to(tl.int64)

@@ -17,16 +17,7 @@ def normalised(x, weight, eps, dim):
 
 @triton.jit(do_not_specialize=["inner"])
 def rms_norm_kernel(
-    x,
-    out,
-    weight,
-    eps,
-    weight_offset,
-    dim,
-    inner,
-    outer_stride,
-    inner_stride,
-    BLOCK: tl.constexpr,
+    x, out, weight, eps, weight_offset, dim, inner, outer_stride, inner_stride, BLOCK: tl.constexpr
 ):
     """`out = rms_norm(x)`."""
     n = tl.program_id(0).to(tl.int64)

@@ -120,11 +120,7 @@ def steered(
             v = tl.load(directions + k.to(tl.int64) * dim + at, mask=fits, other=0.0)
             p = tl.sum(z * v, axis=0)
             b = added(
-                p,
-                unit,
-                tl.load(strength + first + s),
-                tl.load(low + first + s),
-                tl.load(high + first + s),
+                p, unit, tl.load(strength + first + s), tl.load(low + first + s), tl.load(high + first + s)
             )
             angle = tl.load(rotate + first + s)
             if angle != 0:
@@ -146,9 +142,7 @@ def steered(
             after = length(y, down_y, up_y)
             y *= tl.where(after > 0, norm / after, 1.0)
         elif preserve == 2:
-            rest = orthogonal_part(
-                z, direction, first, slots, directions, n_directions, dim, at, fits, SLOTS
-            )
+            rest = orthogonal_part(z, direction, first, slots, directions, n_directions, dim, at, fits, SLOTS)
             inside = a * (z - rest) + delta
             shrink, g = keep_orthogonal(
                 norm, length(inside, down_y, up_y), tl.sqrt(tl.sum(rest * rest, axis=0))

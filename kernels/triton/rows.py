@@ -20,7 +20,9 @@ def power_of_two(size):
     """
     exponent = (size.to(tl.float32).to(tl.int32, bitcast=True) >> 23) & 255
     exponent = tl.minimum(tl.maximum(exponent, 64), 253)
-    return ((254 - exponent) << 23).to(tl.float32, bitcast=True), (exponent << 23).to(tl.float32, bitcast=True)
+    return ((254 - exponent) << 23).to(tl.float32, bitcast=True), (exponent << 23).to(
+        tl.float32, bitcast=True
+    )
 
 
 @triton.jit

@@ -30,7 +30,7 @@ def of(dtype: torch.dtype, dim: int, n: int = 256) -> Iterator[tuple[str, Launch
     make = partial(torch.empty, device="meta")
     x, out = make(n, dim, dtype=dtype), make(n, dim, dtype=dtype)
     weight, directions = make(dim, dtype=dtype), make(DIRECTIONS, dim)
-    token_row, rows = make(n, dtype=torch.int32), Rows.of(x)
+    token_row, rows = make(n, dtype=torch.int32), Rows.dense(x)
     for slots in SLOTS:
         columns = _table(8, slots)
         for dense in (True, False):
@@ -55,7 +55,7 @@ def _projections(dtype: torch.dtype, dim: int) -> Iterator[tuple[str, Launch]]:
     directions, center = make(DIRECTIONS, dim), make(dim)
     for size, n in (("few", 16), ("many", 4096)):
         x = make(n, dim, dtype=dtype)
-        rows, scores = Rows.of(x), make(n, DIRECTIONS)
+        rows, scores = Rows.dense(x), make(n, DIRECTIONS)
         best, total = make(8, DIRECTIONS), make(8, DIRECTIONS)
         for middle, cosine in ((None, False), (center, False), (None, True), (center, True)):
             tail = size + ", center" * (middle is not None) + ", cosine" * cosine

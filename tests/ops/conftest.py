@@ -1,20 +1,38 @@
 """Every backend that can run here, and outputs that start as NaN so that a value never written shows."""
 
+import os
+from contextlib import nullcontext
+
 import pytest
 import torch
+from hypothesis import settings
 
 from emosteer import ops
 from emosteer.ops.backends import NAMES, unavailable
 
-ON_CPU = [name for name in NAMES if name in ("reference", "cpu")]
+from . import host, interpreter
+
+# The interpreter takes milliseconds a row, the fibers of the host build a tenth of that.
+EXAMPLES = {"triton": 8, "cuda": 25}
 
 
-@pytest.fixture(params=ON_CPU)
-def backend(request):
-    if reason := unavailable(request.param):
-        pytest.fail(f"{request.param}: {reason}")
-    with ops.backend(request.param):
-        yield request.param
+@pytest.fixture(params=NAMES)
+def backend(request, monkeypatch):
+    """Each backend on CPU tensors: `triton` in its interpreter, `cuda` as the host build of its kernels."""
+    name = request.param
+    if name == "triton":
+        if os.environ.get("TRITON_INTERPRET") != "1":
+            pytest.skip('compiled kernels take no CPU tensors; run with -m "not gpu" or TRITON_INTERPRET=1')
+        interpreter.mend()
+    on = "_hypothesis_internal_use_settings"
+    if name in EXAMPLES and hasattr(request.function, on):
+        fewer = settings(getattr(request.function, on), max_examples=EXAMPLES[name])
+        monkeypatch.setattr(request.function, on, fewer)
+    with host.installed() if name == "cuda" else nullcontext():
+        if name != "cuda" and (reason := unavailable(name)):
+            pytest.fail(f"{name}: {reason}")
+        with ops.backend(name):
+            yield name
 
 
 @pytest.fixture(autouse=True)
