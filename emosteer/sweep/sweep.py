@@ -21,7 +21,7 @@ from .arms import CONTROLS, arms_of, with_controls
 from .definition import DefinitionError, keywords, program_definition, read_yaml
 from .engines import engine as engine_of
 from .generation import Generation
-from .identity import model_id, positions_label
+from .identity import model_id, positions_label, positions_of
 from .metrics import Metric
 from .opened import Opened
 from .plan import Plan, prompts_of
@@ -110,6 +110,8 @@ class Sweep:
         self.seeds = _numbers("seeds", seeds, whole=True)
         self.positions = tuple(positions) if isinstance(positions, (list, tuple)) else (positions,)
         self.position_labels = tuple(positions_label(p) for p in self.positions)
+        for label in self.position_labels:
+            positions_of(label)
         self.layers = list(layers) if isinstance(layers, list) else [layers]
         self.generation = (
             generation if isinstance(generation, Generation) else Generation(**(generation or {}))

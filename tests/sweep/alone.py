@@ -5,6 +5,7 @@ import torch
 import emosteer as es
 from emosteer.sweep.identity import positions_of
 from emosteer.sweep.runner import Work
+from tests.steering.conftest import streams
 
 
 def works(sweep):
@@ -76,9 +77,9 @@ def unsteered_scores(sweep, unit, text):
 
 
 def mean_projection(sweep, unit, text, layer):
-    """Mean projection of a text's tokens on the bank's directions, unsteered, as transformers' own states give it."""
+    """Mean projection of a text's tokens on the bank's directions, unsteered, as PyTorch's own hooks see it."""
     ids = torch.tensor([[*unit.prompt.tokens, *text]])
-    with torch.no_grad():
-        states = sweep.model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
-    hidden = states[layer + 1][0, len(unit.prompt.tokens) :].double()
+    with streams(sweep.model) as seen, torch.no_grad():
+        sweep.model(input_ids=ids, use_cache=False)
+    hidden = seen[0][layer][0, len(unit.prompt.tokens) :].double()
     return (hidden @ sweep.bank.directions[layer].double().T).mean(0) / sweep.bank.scale[layer]

@@ -126,7 +126,7 @@ DELETE = object()
         (["layers"], [[1, {}]], r"layers\[0\]\[1\]: got dict"),
         (["positions"], ["most"], r"positions\[0\]: positions must be"),
         (["programs"], [{"push": {"name": "calm"}}], r"programs\[0\]: got dict .* expected a concept, or one of add"),
-        (["programs"], [{"add": {"name": "calm", "strenght": 1}}], r"programs\[0\].add.strenght: unknown; known are name"),
+        (["programs"], [{"add": {"name": "calm", "strenght": 1}}], r"programs\[0\].add.strenght: unknown; known are"),
         (["programs"], [{"add": {"name": "calm"}}], r"programs\[0\].add.strength: missing"),
         (["programs"], [[{"add": 3}]], r"programs\[0\]\[0\].add: got int 3"),
         (["metrics"], ["sentiment"], r"metrics\[0\]: no metric 'sentiment'; there are choices"),

@@ -206,8 +206,12 @@ def judge(
 
 def _code(function: Callable[..., Any]) -> str:
     try:
-        return digest(inspect.getsource(function), size=8)
-    except (OSError, TypeError):
+        source = inspect.getsource(function)
+        code = inspect.unwrap(function).__code__  # tells two lambdas of one line apart
+        return digest(
+            source, [repr(c) for c in code.co_consts if not inspect.iscode(c)], code.co_names, size=8
+        )
+    except (OSError, TypeError, AttributeError):
         raise ValueError(
             f"the source code of {function!r} cannot be read, so a later run could not tell whether it is the same "
             f"judge; pass version=…"
