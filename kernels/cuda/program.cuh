@@ -17,7 +17,7 @@ struct Program {
   unsigned rotates = 0;  // bit s: slot s rotates
   int preserve_norm = 0;
   bool relative = false;
-  // The slot of this lane; an unused one changes nothing.
+  // The slot of this lane; what an unused one holds is of no account.
   int direction = 0;
   float strength = 0, low = 0, high = 0, rotate = 0;
 
@@ -31,16 +31,15 @@ __device__ __forceinline__ Program read_program(const Table& table, std::int64_t
   if (row < 0 || row >= table.rows) return program;
   const std::int64_t at = row * table.slots + lane;
   bool used = false;
-  if (lane < table.slots) {
+  if (lane < table.slots) {  // all of a slot at once: nothing here waits for its direction
     program.direction = table.direction[at];
-    used = program.direction >= 0 && program.direction < n_directions;
-  }
-  if (used) {
     program.strength = table.strength[at];
     program.low = table.low[at];
     program.high = table.high[at];
     program.rotate = table.rotate[at];
+    used = program.direction >= 0 && program.direction < n_directions;
   }
+  if (!used) program.rotate = 0;
   program.used = __ballot_sync(kAllLanes, used);
   program.rotates = __ballot_sync(kAllLanes, program.rotate != 0);
   program.preserve_norm = table.preserve_norm[row];
