@@ -217,8 +217,9 @@ class Bank:
 
     def _vectors(self) -> formats.Vectors:
         fields = ("directions", "magnitude", "mean", "scale", "projection_mean", "projection_std")
-        held: dict[str, Any] = {field: getattr(self, field) or None for field in fields}
-        return formats.Vectors(list(self.names), provenance=self.provenance, **held)
+        here = self.to("cpu")
+        held: dict[str, Any] = {field: getattr(here, field) or None for field in fields}
+        return formats.Vectors(list(here.names), provenance=here.provenance, **held)
 
     @classmethod
     def load(

@@ -26,7 +26,10 @@ class Stored:
     """What stands in for the library's class while a file is read: attributes, no code."""
 
 
-KNOWN = {"steering_vectors.steering_vector/SteeringVector": Stored, "steering_vectors/SteeringVector": Stored}
+KNOWN = {
+    ("steering_vectors.steering_vector", "SteeringVector"): Stored,
+    ("steering_vectors", "SteeringVector"): Stored,
+}
 
 
 def matches(content: Any) -> bool:

@@ -29,19 +29,19 @@ _MAX_CALLS = 100_000
 _NOTE = "emosteer.json"
 
 
-def read(path: Path, known: Mapping[str, type] | None = None) -> tuple[Any, str | None]:
+def read(path: Path, known: Mapping[tuple[str, str], type] | None = None) -> tuple[Any, str | None]:
     """What the file holds, and the text of our note where it has one.
 
     Args:
         path: the file.
-        known: a class's name in the file, "module/Class", to the harmless one that stands in for it.
+        known: module and name of a class in the file, to the harmless one that stands in for it.
 
     Raises:
         ValueError: not a file of `torch.save`, one that names code, or one that declares more than it holds.
     """
     known = known or {}
-    note = _inspect(path, {name.replace("/", " ") for name in known})
-    stand_ins: list[Any] = [(stand_in, name.replace("/", ".")) for name, stand_in in known.items()]
+    note = _inspect(path, {" ".join(name) for name in known})
+    stand_ins: list[Any] = [(stand_in, ".".join(name)) for name, stand_in in known.items()]
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
             warnings.simplefilter("ignore")
