@@ -208,3 +208,28 @@ def test_vectors_in_memory():
     ]:
         with pytest.raises(error, match=message):
             Bank.of(wrong, "calm")
+
+
+def test_a_strength_in_units_of_the_magnitude_is_the_other_library_s_coefficient(tmp_path, tiny_llama):
+    """What docs/formats.md says of vectors without a scale, against a hook that adds the raw vector."""
+    import emosteer as es
+
+    model, _ = tiny_llama
+    raw = {layer: torch.randn(1, 32) * (layer + 1) for layer in (1, 2)}
+    formats.write(formats.Vectors(["calm"], raw), tmp_path / "calm.gguf")
+    bank = Bank.load(tmp_path / "calm.gguf")
+    ids = torch.randint(3, 200, (2, 9))
+    add = lambda row: lambda module, args, output: output + 1.5 * row  # noqa: E731
+    handles = [model.model.layers[l].register_forward_hook(add(row)) for l, row in raw.items()]
+    with torch.no_grad():
+        want = model(ids).logits
+        for handle in handles:
+            handle.remove()
+        theirs = {layer: float(length[0]) for layer, length in bank.magnitude.items()}
+        with es.steer(
+            model, bank, es.add("calm", 1.5, preserve_norm=False), layers=bank.layers, scale=theirs
+        ):
+            got = model(ids).logits
+        plain = model(ids).logits
+    assert (want - plain).norm() > 0.1 * plain.norm()
+    assert (got - want).norm() < 1e-5 * (want - plain).norm()
