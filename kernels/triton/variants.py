@@ -17,12 +17,9 @@ SLOTS = (1, 4)
 DIRECTIONS = 171
 
 
-def all_variants() -> Iterator[tuple[str, torch.dtype, int, Launch]]:
-    """`(name, dtype, D, launch)`; names are unique for a dtype and a width."""
-    for dtype in DTYPES:
-        for dim in WIDTHS:
-            for name, launch in of(dtype, dim):
-                yield name, dtype, dim, launch
+def names(dim: int) -> list[str]:
+    """The names of the variants for a width; those that do not depend on it stand with 4096 only."""
+    return [name for name, _ in of(torch.bfloat16, dim) if dim == 4096 or name.startswith(("steer", "rms"))]
 
 
 def of(dtype: torch.dtype, dim: int, n: int = 256) -> Iterator[tuple[str, Launch]]:

@@ -1,0 +1,1 @@
+"""Benchmarks: `static` predicts speed from machine code and published figures, `gpu` measures it on a device."""
