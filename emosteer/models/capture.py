@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .blocks import Decoder, find_decoder
+from .injection import steered_at_outputs
 from .patching import Patches, evaluating, first_tensor, unwrap
 
 
@@ -41,7 +42,8 @@ class Capture:
         The passes after the last wanted block, final norm and head included, do not happen. Texts
         of different lengths are padded on the right, with any token: in a causal model nothing
         after a token changes it, so no mask is needed. `hidden` `[B, T, D]` is the model's own
-        tensor: read it at once, do not write to it, do not keep it.
+        tensor: read it at once, do not write to it, do not keep it. Where the model is steered, it
+        is the steered stream.
         """
         last = self.layers[-1]
 
@@ -64,7 +66,12 @@ class Capture:
         try:
             for layer in self.layers:
                 patches.replace(self.decoder.blocks[layer], "forward", watch(layer))
-            with evaluating(self.model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            with (
+                evaluating(self.model),
+                torch.no_grad(),
+                torch.compiler.set_stance("force_eager"),
+                steered_at_outputs(self.decoder),
+            ):
                 self.model(input_ids=ids, use_cache=False)
         except _Enough:
             pass

@@ -367,6 +367,19 @@ class Injection:
 _attached: dict[nn.Module, list[Injection]] = {}
 
 
+@contextmanager
+def steered_at_outputs(decoder: Decoder) -> Iterator[None]:
+    """Inside, every steering of these blocks happens at their outputs, where it can be looked at."""
+    attached = list(_attached.get(decoder.stack, ()))
+    for injection in attached:
+        injection._yielded += 1
+    try:
+        yield
+    finally:
+        for injection in attached:
+            injection._yielded -= 1
+
+
 def _plain_rows(x: Tensor) -> bool:
     return type(x) is Tensor and not x.requires_grad and x.stride(-1) == 1
 

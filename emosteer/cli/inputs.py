@@ -1,0 +1,88 @@
+"""What several commands read from their options: a model with its bank, programs, layers, a chat."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+MODEL = "smollm2, a folder, a GGUF file, or a model of the Hub."
+BANK = "A bank file; by default the shipped emotions, extracted from the model once."
+LAYERS = "middle, all, 14, 12-21, 3,7,11, or a fraction of the depth: 0.66."
+
+
+def model_and_bank(model: str, bank: Path | None) -> tuple[Any, Any, Any]:
+    """`(model, tokenizer, bank)`."""
+    import emosteer as es
+
+    loaded, tok = es.load(model)
+    if bank is not None:
+        return loaded, tok, es.Bank.load(bank)
+    return loaded, tok, es.emotions.bank(loaded, tok)
+
+
+def layers(text: str) -> Any:
+    """What `es.steer` takes, from what a shell can say.
+
+    Raises:
+        ValueError: what came and what is understood.
+    """
+    if text in ("all", "middle"):
+        return text
+    found: list[Any] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        try:
+            if dash:
+                found += range(int(first), int(last) + 1)
+            else:
+                found.append(float(first) if "." in first else int(first))
+        except ValueError:
+            raise ValueError(f"--layers must be like {LAYERS} Got {text!r}") from None
+    return found[0] if len(found) == 1 else found
+
+
+def program(**options: Sequence[str]) -> Any:
+    """The sum of programs given as `name=number`, by kind; None where there is none.
+
+    Raises:
+        ValueError: the option and what came.
+    """
+    import emosteer as es
+
+    total = None
+    for kind, values in options.items():
+        for value in values:
+            name, equals, number = value.rpartition("=")
+            if kind == "ablate":
+                one = es.ablate(value)
+            elif not equals or not name:
+                raise ValueError(f"--{kind} must be a concept and a number, like calm=0.1; got {value!r}")
+            else:
+                try:
+                    one = getattr(es, kind)(name, float(number))
+                except ValueError as error:
+                    raise ValueError(f"--{kind} {value!r}: {error}") from None
+            total = one if total is None else total + one
+    return total
+
+
+def text_or_chat(text: str | None, file: Path | None) -> Any:
+    """A text from the argument, a file or standard input; a chat where a `.json` file holds messages.
+
+    Raises:
+        ValueError: none or both came.
+    """
+    if (text is None) == (file is None):
+        raise ValueError('give the text, "-" for standard input, or --file; one of them')
+    if file is not None:
+        content = file.read_text(encoding="utf-8")
+        if file.suffix != ".json":
+            return content
+        try:
+            return json.loads(content)
+        except ValueError as error:
+            raise ValueError(f"{file} is not JSON: {error}") from None
+    return sys.stdin.read() if text == "-" else text
