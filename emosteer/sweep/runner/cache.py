@@ -34,8 +34,8 @@ class PastLayer(DynamicLayer):
     @property
     def new(self) -> KV:
         """What the pass added: `[B, H, n, d]`."""
-        assert self.keys is not None
-        assert self.values is not None
+        if self.keys is None or self.values is None:
+            raise ValueError("a block put no keys and values into the cache")
         return self.keys, self.values
 
     def get_seq_length(self, *_args: Any, **_kwargs: Any) -> int:

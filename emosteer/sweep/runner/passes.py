@@ -12,6 +12,8 @@ from emosteer.models.blocks import find_decoder, probing
 from emosteer.models.patching import Patches, evaluating, first_tensor, unwrap, with_first_tensor
 from emosteer.models.scoring import device_of
 
+from .trimming import Trimming
+
 
 class _Enough(Exception):
     """Nothing after this block is wanted."""
@@ -38,12 +40,14 @@ class Passes:
         self._watch: Mapping[int, Callable[[Tensor], None]] = {}
         self._wanted: Tensor | None = None
         self._headed = False
+        self.trimming = Trimming(self.decoder.blocks[-1])
 
     def __enter__(self) -> Passes:
         self._patches = Patches()
         try:
             for layer, block in enumerate(self.decoder.blocks):
                 self._patches.replace(block, "forward", self._block(layer))
+            self.trimming.patch(self._patches)
             head = getattr(self.model, "get_output_embeddings", lambda: None)()
             if head is not None:
                 self._patches.replace(head, "forward", self._head)
@@ -88,7 +92,9 @@ class Passes:
         self._watch = watch or {}
         self._headed = False
         self._wanted = None if wanted is None else torch.as_tensor(wanted, device=self.device)
-        n = ids.shape[1]
+        if self._wanted is not None and self.decoder.depth - 1 not in self._watch:
+            few = 2 * len(self._wanted) <= ids.numel()  # else picking them out costs more than it saves
+            self.trimming.wanted = self._wanted if few else None
         extra = {} if wanted is not None else {"logits_to_keep": 1}
         try:
             with evaluating(self.model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
@@ -105,11 +111,11 @@ class Passes:
         finally:
             self._start, self._first, self._last = None, 0, self.decoder.depth - 1
             self._watch, picked, self._wanted = {}, self._wanted, None
+            self.trimming.wanted = None
         if picked is None:
             return None
         if not self._headed:
             return logits.reshape(-1, logits.shape[-1])[picked]
-        assert n
         assert logits.shape[1] == len(picked)
         return logits[0]
 

@@ -81,6 +81,12 @@ def _try(passes: Passes, steered: Steered, budget: Budget) -> str | None:
     assert logits is not None
     if not all(_near(row, expected, room) for row, expected in zip(logits, longer)):
         return "a token behind cached keys and values gives other logits"
+
+    def trimmed() -> bool:
+        again = prefixes(passes, steered, [prefix.prompt for prefix in cached], budget, whole=True)
+        return all(_near(prefix.last, expected, room) for prefix, expected in zip(again, plain))
+
+    passes.trimming.find(trimmed)
     return None
 
 
