@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,8 @@ def test_without_the_compiled_module(tmp_path):
     shutil.copytree(
         ROOT / "emosteer", package, symlinks=False, ignore=shutil.ignore_patterns("*.so", "__pycache__")
     )
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    (package / f"_cpu{suffix}").write_bytes(b"not a module")  # a missing one would be found in the checkout
     done = run(USE, cwd=tmp_path, path=tmp_path)
     assert done.returncode != 0
     assert "emosteer._cpu is missing or does not load" in done.stderr

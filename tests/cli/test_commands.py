@@ -1,5 +1,6 @@
 """The commands on the built-in model, and what they say to bad input."""
 
+import importlib
 import json
 
 import pytest
@@ -127,7 +128,6 @@ def test_extract(command, tmp_path):
 
 
 def test_the_demo(command, tmp_path, monkeypatch):
-    from emosteer.cli import demo
     from tests.browser import shown
 
     some = (
@@ -143,6 +143,7 @@ def test_the_demo(command, tmp_path, monkeypatch):
         "excited",
         "tired",
     )
+    demo = importlib.import_module("emosteer.cli.demo")
     monkeypatch.setattr(demo, "LAYERS", range(17, 20))
     demo.run(tmp_path, emotions=some)
     numbers = json.loads((tmp_path / "numbers.json").read_text())

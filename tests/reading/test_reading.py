@@ -1,5 +1,6 @@
 """Reading a text or a chat: scores against the definition in float64, turns, summaries, pictures, bad input."""
 
+import io
 import json
 import re
 
@@ -43,7 +44,8 @@ def test_z_scores_follow_their_definition(tiny, layer):
     p = expected(model, tok, reading.text, bank, layer)
     z = (p - bank.projection_mean[layer].double()) / bank.projection_std[layer].double()
     torch.testing.assert_close(reading.scores.double(), z, rtol=1e-4, atol=1e-3)
-    assert reading.scores.shape == (len(reading.tokens), len(bank)) and reading.names == bank.names
+    assert reading.scores.shape == (len(reading.tokens), len(bank))
+    assert reading.names == bank.names
 
 
 def test_projections_are_in_mean_norms(tiny):
@@ -131,14 +133,15 @@ def test_pictures(tiny, tmp_path):
     model, tok, bank = tiny
     reading = es.read(model, tok, CHAT, bank)
     console = Console(
-        record=True, width=120, file=open("/dev/null", "w"), color_system="truecolor", force_terminal=True
+        record=True, width=120, file=io.StringIO(), color_system="truecolor", force_terminal=True
     )
     console.print(reading.table(2))
     console.print(reading.heatmap(["glad", "low"]))
     printed = console.export_text(styles=True)
     for name, _ in reading.top(2):
         assert name in printed
-    assert "assistant" in printed and "\x1b[38;2;0;0;0;48;2;" in printed
+    assert "assistant" in printed
+    assert "\x1b[38;2;0;0;0;48;2;" in printed
     reading.plot(tmp_path / "reading.png")
     assert (tmp_path / "reading.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -156,10 +159,11 @@ def test_the_page_in_a_browser(tiny, tmp_path):
 
     dom = shown(path, tmp_path)
     strongest = reading.top(1)[0][0]
-    assert f">{strongest}</button>" in dom and f'aria-pressed="true">{strongest}<' in dom
+    assert f'aria-pressed="true">{strongest}</button>' in dom
     assert dom.count("<option ") == len(bank)
     assert "&lt;b&gt;bold" in re.sub(r"</span><span[^>]*>", "", dom)
-    assert "background: rgb(" in dom and "polyline" in dom and "assistant" in dom
+    for part in ("background: rgb(", "polyline", "assistant"):
+        assert part in dom
 
     other = reading.top(3)[2][0]
     dom = shown(path, tmp_path, f"#{other}")
@@ -184,7 +188,7 @@ def test_bad_input(tiny):
         (TypeError, "text must be a string or a list of messages, got int", dict(text=3)),
         (TypeError, r"text\[1\] must be a message", dict(text=[CHAT[0], {"role": "user"}])),
         (ValueError, "needs the statistics", dict(bank=plain)),
-        (ValueError, "layers", dict(layers=17)),
+        (ValueError, "layer 17 is outside the model", dict(layers=17)),
         (ValueError, "takes at most 512; split it", dict(text="ab" * 600)),
     ]
     for error, message, change in cases:
