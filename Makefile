@@ -2,6 +2,7 @@
 # make test    the environment, the build, and every test that needs no GPU
 # make test-llamacpp   control vectors in llama.cpp, built from source
 # make test-peers, bench-peers    the same for other steering libraries with our kernels inside
+# make browser   Chromium, for the tests that look at pages (Debian, as root)
 # make check   formatting, lint, types, layers
 # make bench   the benchmarks that a CPU can run, into bench/results/
 # make clean   forget the environments and what was built
@@ -15,7 +16,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # Threads of torch in the tests: all cores.
 SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh kernels/cuda/*.cuh)
 
-.PHONY: demo test check bench clean venv test-llamacpp test-peers bench-peers
+.PHONY: demo test browser check bench clean venv test-llamacpp test-peers bench-peers
 
 venv: $(STAMPS)/built
 
@@ -74,6 +75,11 @@ $(STAMPS)/llamacpp: constraints.txt
 
 test-llamacpp: $(STAMPS)/built $(STAMPS)/llamacpp
 	EMOSTEER_LLAMACPP=.venv-llamacpp/bin/python $(BIN)/python -m pytest tests/formats/test_llamacpp.py
+
+# For the tests that look at pages; without it they are skipped.
+browser:
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && \
+		apt-get install -y -qq chromium >/dev/null; } || echo "Chromium is missing: apt-get install chromium"
 
 check: $(STAMPS)/built
 	$(BIN)/ruff format --check .

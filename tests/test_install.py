@@ -64,7 +64,8 @@ def test_importing_runs_nothing_heavy(tmp_path):
 def test_regular_with_build_isolation(tmp_path):
     """`pip install .` from a copy of what a commit would hold: a wheel that needs only a C++ compiler to build."""
     source = tmp_path / "source"
-    tracked = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    tracked = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in tracked.splitlines():
         if not (ROOT / name).exists():
             continue
