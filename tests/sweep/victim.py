@@ -1,6 +1,7 @@
 """A sweep of a tiny model in a process that may be killed at any moment; imported once, forked often."""
 
 import os
+import signal
 from pathlib import Path
 
 import torch
@@ -48,8 +49,11 @@ def sweep(**changed):
     return es.Sweep(model, **{**usual, **changed})
 
 
-def run(folder, log):
-    """Run into a folder; each row that is reported done is noted in a log, after the fact."""
+def run(folder, log, stops=False):
+    """Run into a folder; each row that is reported done is noted in a log, after the fact.
+
+    With `stops`, the process stops (it does not end) after the first part.
+    """
     from emosteer.sweep import Store
 
     append = Store.append
@@ -60,6 +64,8 @@ def run(folder, log):
         noted_in = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.write(noted_in, lines.encode())
         os.close(noted_in)
+        if stops:
+            os.kill(os.getpid(), signal.SIGSTOP)
         return name
 
     Store.append = noted
@@ -78,13 +84,15 @@ def run_on_a_small_disk(folder, log, most):
 
 
 def run_with_little_memory(folder, log, spare):
-    """The same with so many bytes of address space beyond what is used now, and batches that want more."""
+    """With so many bytes of address space beyond what is used now, and batches that want more."""
     import resource
 
-    one = sweep(batch_rows=1024, batch_tokens=1 << 22, generation={"max_new_tokens": 200})
+    sweep().run(folder.with_name("before"), progress=False)  # what is loaded late is loaded now
+    prompts = ["a" * n for n in range(300, 420, 10)]
+    one = sweep(prompts=prompts, batch_rows=1024, batch_tokens=1 << 22)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + spare, used + spare))
     runner = one.runner()
     one.runner = lambda: runner
     found = one.run(folder, progress=False)
-    Path(log).write_text(f"{runner.budget.tokens} {runner.budget.rows} {found.status().failed}")
+    Path(log).write_text(f"{runner.budget.tokens} {found.status().failed}")
