@@ -22,9 +22,13 @@ class Columns:
 
     Args:
         model: whose stack of blocks says how much is cached.
+
+    Attributes:
+        steers: whether any of the hooks of this patch runs on the kernels.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self.steers = False
         self._model = model
         self._decoder: Decoder | None = None
         self._past = 0

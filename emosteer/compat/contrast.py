@@ -11,11 +11,14 @@ import tqdm
 
 from emosteer.models.blocks import find_decoder
 
+from .kernel_norms import KernelNorms
 from .last_tokens import last_tokens
 from .replacing import Replacements
 
 
-def accelerate_hiddens(replaced: Replacements, module: ModuleType, bare: Callable[[Any], Any | None]) -> None:
+def accelerate_hiddens(
+    replaced: Replacements, module: ModuleType, bare: Callable[[Any], Any | None], norms: KernelNorms
+) -> None:
     """Replace `module.batched_get_hiddens`, in which their training spends its time.
 
     As there, layer `l` is `hidden_states[l + 1]`: the stream after block `l`, for the last block after
@@ -25,6 +28,7 @@ def accelerate_hiddens(replaced: Replacements, module: ModuleType, bare: Callabl
         replaced: undoes it.
         module: where the library looks the function up.
         bare: the model without the library's wrapper, None where its own code must run.
+        norms: runs the model's norms on the kernel meanwhile.
     """
 
     def make(original: Callable) -> Callable:
@@ -46,7 +50,8 @@ def accelerate_hiddens(replaced: Replacements, module: ModuleType, bare: Callabl
             }
             texts = tokenizer(list(inputs))
             last = [len(ids) - 1 for ids in texts["input_ids"]]
-            found = last_tokens(inner, modules, texts, last, batch_size, tqdm.tqdm)
+            with norms.hold(inner):
+                found = last_tokens(inner, modules, texts, last, batch_size, tqdm.tqdm)
             rows = {at: states.cpu().float().numpy() for at, states in found.items()}
             return {layer: rows[at].copy() for layer, at in places.items()}
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from emosteer.models.patching import first_tensor, with_first_tensor
 
 from .edits import Edit, finite, watched
+from .kernel_norms import KernelNorms
 from .replacing import Replacements
 
-_PREPARED = "_emosteer_edit"
+_PREPARED, _HOLD = "_emosteer_edit", "_emosteer_norms"
 
 
 class _Rows(threading.local):
@@ -29,15 +30,48 @@ class _Rows(threading.local):
 _rows = _Rows()
 
 
-def accelerate_control_module(replaced: Replacements, module: type, params: type) -> None:
+def accelerate_control_module(
+    replaced: Replacements, model: type, module: type, params: type, layers_of: Callable
+) -> KernelNorms:
     """Run `module.forward` on the kernels wherever its params hold a constant control.
 
     Args:
         replaced: undoes it.
+        model: the class around a model, with `model`, `set_raw_control` and `unwrap`.
         module: the class around a block, with `block` and `params`.
         params: its parameters' class: `control`, `normalize`, `operator`; the default of `operator` adds.
+        layers_of: a model's list of blocks.
+
+    Returns:
+        the models whose norms run on the kernel, because a control is set.
     """
     adds = {vars(params)["operator"], torch.add}
+    norms = KernelNorms(replaced)
+
+    def set_raw_control(original: Callable) -> Callable:
+        def set_raw_control(self: Any, control: Any, **kwargs: Any) -> None:
+            original(self, control, **kwargs)
+            release(self)
+            if not replaced.on or control is None:
+                return
+            blocks = layers_of(self)
+            edits = [_prepared(blocks[layer].params, adds, replaced) for layer in self.layer_ids]
+            if any(edit is not None for edit in edits):
+                self.__dict__[_HOLD] = norms.hold(self.model)
+
+        return set_raw_control
+
+    def unwrap(original: Callable) -> Callable:
+        def unwrap(self: Any) -> Any:
+            release(self)
+            return original(self)
+
+        return unwrap
+
+    def release(wrapped: Any) -> None:
+        hold = wrapped.__dict__.pop(_HOLD, None)
+        if hold is not None:
+            hold.remove()
 
     def make(original: Callable) -> Callable:
         def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -61,6 +95,9 @@ def accelerate_control_module(replaced: Replacements, module: type, params: type
         return forward
 
     replaced.replace(module, "forward", make)
+    replaced.replace(model, "set_raw_control", set_raw_control)
+    replaced.replace(model, "unwrap", unwrap)
+    return norms
 
 
 def _prepared(given: Any, adds: set, replaced: Replacements) -> Edit | None:

@@ -13,8 +13,15 @@ from .replacing import Replacements
 
 def install(replaced: Replacements) -> None:
     """Replace what SteeringModel and SteeringVector.train spend their time in."""
-    accelerate_control_module(replaced, dialz.vector.SteeringModule, dialz.vector.BlockControlParams)
-    accelerate_hiddens(replaced, dialz.vector, _bare)
+    vector = dialz.vector
+    norms = accelerate_control_module(
+        replaced,
+        vector.SteeringModel,
+        vector.SteeringModule,
+        vector.BlockControlParams,
+        vector.model_layer_list,
+    )
+    accelerate_hiddens(replaced, vector, _bare, norms)
 
 
 def _bare(model: Any) -> Any | None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from emosteer.models.patching import first_tensor, with_first_tensor
 
 from .edits import Edit, finite, watched
+from .kernel_norms import KernelNorms
 from .replacing import Replacements
 
 # What a steering function of the library's was recognised as; it is a partial that never changes.
@@ -23,10 +24,11 @@ _edits: WeakKeyDictionary[Callable, Edit | None] = WeakKeyDictionary()
 
 def install(replaced: Replacements) -> None:
     """Replace the context manager that hooks the model at every call."""
-    replaced.replace(hf_steered, "steer", lambda original: _steer(original, replaced))
+    norms = KernelNorms(replaced)
+    replaced.replace(hf_steered, "steer", lambda original: _steer(original, replaced, norms))
 
 
-def _steer(original: Callable, replaced: Replacements) -> Callable:
+def _steer(original: Callable, replaced: Replacements, norms: KernelNorms) -> Callable:
     @contextmanager
     def steer(model: Any, hook_to_steer: dict[str, Callable]) -> Iterator[None]:
         if not replaced.on:
@@ -39,10 +41,13 @@ def _steer(original: Callable, replaced: Replacements) -> Callable:
                 modules[name] = model.base_model.get_submodule(name)
             except AttributeError:
                 raise ValueError(f"Not all hookpoints could be resolved: {list(hook_to_steer)}") from None
-        hooks = []
+        hooks: list[Any] = []
         try:
+            edits = {name: _edit(steered_by, replaced) for name, steered_by in hook_to_steer.items()}
             for name, module in modules.items():
-                hooks.append(module.register_forward_hook(_hook(hook_to_steer[name], replaced)))
+                hooks.append(module.register_forward_hook(_hook(hook_to_steer[name], edits[name])))
+            if any(edit is not None for edit in edits.values()):
+                hooks.append(norms.hold(model))
             yield
         finally:
             for hook in hooks:
@@ -51,9 +56,7 @@ def _steer(original: Callable, replaced: Replacements) -> Callable:
     return steer
 
 
-def _hook(steered_by: Callable, replaced: Replacements) -> Callable:
-    edit = _edit(steered_by, replaced)
-
+def _hook(steered_by: Callable, edit: Edit | None) -> Callable:
     def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
         hidden = first_tensor(output)
         if hidden is None or edit is None or torch.compiler.is_compiling() or not edit.fits(hidden):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pyvene.models.intervenable_base as base
 import torch
@@ -16,20 +17,23 @@ from emosteer.models.patching import first_tensor, with_first_tensor
 from emosteer.ops import checks
 
 from .edits import Edit, finite
+from .kernel_norms import KernelNorms
 from .replacing import Replacements
 
 NO_ROW = -1
+_edits: WeakKeyDictionary[nn.Module, tuple[Tensor, int | None, Edit | None]] = WeakKeyDictionary()
 _SIGNS = {AdditionIntervention: 1.0, SubtractionIntervention: -1.0}
 
 
 def install(replaced: Replacements) -> None:
     """Replace the making of the hooks that set activations."""
+    norms = KernelNorms(replaced)
     replaced.replace(
-        base.IntervenableModel, "_intervention_setter", lambda original: _setter(original, replaced)
+        base.IntervenableModel, "_intervention_setter", lambda original: _setter(original, replaced, norms)
     )
 
 
-def _setter(original: Callable, replaced: Replacements) -> Callable:
+def _setter(original: Callable, replaced: Replacements, norms: KernelNorms) -> Callable:
     def _intervention_setter(
         self: Any, keys: Any, unit_locations_base: Any, subspaces: Any, intervention_additional_kwargs: Any
     ) -> Any:
@@ -40,7 +44,8 @@ def _setter(original: Callable, replaced: Replacements) -> Callable:
             return original(self, keys, unit_locations_base, subspaces, intervention_additional_kwargs)
         (key,), (locations,) = keys, unit_locations_base
         register = self.intervention_hooks[key]
-        return HandlerList([register(_hook(self, key, edit, locations), with_kwargs=True)])
+        hook = register(_hook(self, key, edit, locations), with_kwargs=True)
+        return HandlerList([hook, norms.hold(self.model)])
 
     return _intervention_setter
 
@@ -74,8 +79,13 @@ def _edit(model: Any, key: Any, subspace: Any, replaced: Replacements) -> Edit |
         if holds:
             replaced.say_once(reason)
             return None
-    vector = source.reshape(1, -1) * sign
-    return Edit(vector) if finite(vector) else None
+    # The hooks are made anew at every pass; what they do is not.
+    version = None if source.is_inference() else source._version
+    known = _edits.get(intervention)
+    if known is None or known[0] is not source or version is None or known[1] != version:
+        vector = source.reshape(1, -1) * sign
+        known = _edits[intervention] = (source, version, Edit(vector) if finite(vector) else None)
+    return known[2]
 
 
 def _hook(model: Any, key: Any, edit: Edit, locations: Any) -> Callable:

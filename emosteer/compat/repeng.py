@@ -15,8 +15,14 @@ from .replacing import Replacements
 def install(replaced: Replacements) -> None:
     """Replace what ControlModel and ControlVector.train spend their time in."""
     control = repeng.control
-    accelerate_control_module(replaced, control.ControlModule, control.BlockControlParams)
-    accelerate_hiddens(replaced, repeng.extract, _bare)
+    norms = accelerate_control_module(
+        replaced,
+        control.ControlModel,
+        control.ControlModule,
+        control.BlockControlParams,
+        control.model_layer_list,
+    )
+    accelerate_hiddens(replaced, repeng.extract, _bare, norms)
 
 
 def _bare(model: Any) -> Any | None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .columns import Columns
 from .edits import Edit, finite
+from .kernel_norms import KernelNorms
 from .last_tokens import last_tokens
 from .replacing import Replacements
 
@@ -39,21 +40,26 @@ def install(replaced: Replacements) -> None:
     # The function of this name hides the module that it is in.
     train = sys.modules["steering_vectors.train_steering_vector"]
     patching: list[Columns] = []
+    norms = KernelNorms(replaced)
     replaced.replace(steer, "_create_additive_hook", lambda original: _hooks(original, replaced, patching))
     replaced.replace(
-        steer.SteeringVector, "patch_activations", lambda original: _patch(original, replaced, patching)
+        steer.SteeringVector,
+        "patch_activations",
+        lambda original: _patch(original, replaced, patching, norms),
     )
     for owner in (train, steering_vectors):
         if "extract_activations" in vars(owner):
             replaced.replace(
-                owner, "extract_activations", lambda original: _extract(original, replaced, train)
+                owner, "extract_activations", lambda original: _extract(original, replaced, train, norms)
             )
 
 
 # ---- steering --------------------------------------------------------------------------------------------
 
 
-def _patch(original: Callable, replaced: Replacements, patching: list[Columns]) -> Callable:
+def _patch(
+    original: Callable, replaced: Replacements, patching: list[Columns], norms: KernelNorms
+) -> Callable:
     def patch_activations(self: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not replaced.on:
             return original(self, model, *args, **kwargs)
@@ -68,6 +74,8 @@ def _patch(original: Callable, replaced: Replacements, patching: list[Columns]) 
             patching.remove(columns)
         if columns.wanted:
             handle.model_hooks.append(columns.watch())
+        if columns.steers:
+            handle.model_hooks.append(norms.hold(model))
         return handle
 
     return patch_activations
@@ -82,6 +90,7 @@ def _hooks(original: Callable, replaced: Replacements, patching: list[Columns]) 
         if edit is None:
             return plain
         columns, chosen = patching[-1], None
+        columns.steers = True
         if token_indices not in _EVERY_TOKEN if isinstance(token_indices, slice) else True:
             chosen = token_indices
             if not columns.want():
@@ -130,7 +139,7 @@ def _edit(target: Tensor, operator: Callable | None, replaced: Replacements) -> 
 # ---- reading ---------------------------------------------------------------------------------------------
 
 
-def _extract(original: Callable, replaced: Replacements, train: Any) -> Callable:
+def _extract(original: Callable, replaced: Replacements, train: Any, norms: KernelNorms) -> Callable:
     """Activations of both sides of all samples, all layers, in one pass."""
 
     def extract_activations(
@@ -172,14 +181,15 @@ def _extract(original: Callable, replaced: Replacements, train: Any) -> Callable
             _place(train._get_token_index(index, read_token_index, text), len(ids), text)
             for index, text, ids in zip(asked, texts, tokens["input_ids"])
         ]
-        found = last_tokens(
-            model,
-            modules,
-            tokens,
-            at,
-            batch_size,
-            lambda todo: tqdm.tqdm(todo, desc=tqdm_desc, disable=not show_progress),
-        )
+        with norms.hold(model):
+            found = last_tokens(
+                model,
+                modules,
+                tokens,
+                at,
+                batch_size,
+                lambda todo: tqdm.tqdm(todo, desc=tqdm_desc, disable=not show_progress),
+            )
         if move_to_cpu:
             found = {layer: states.cpu() for layer, states in found.items()}
         half = len(samples)

@@ -276,6 +276,31 @@ def test_undone_while_a_control_is_set(tiny_llama, batch):
     assert repeng.extract.batched_get_hiddens is hiddens
 
 
+def test_norms_run_on_the_kernel_while_a_control_is_set(tiny_llama):
+    model, _ = tiny_llama
+
+    def patched():
+        return [name for name, module in model.named_modules() if "forward" in module.__dict__]
+
+    with es.accelerate("repeng"):
+        wrapped = ControlModel(model, LAYERS)
+        assert not patched()
+        wrapped.set_control(vector())
+        wrapped.set_control(-vector())
+        assert len(patched()) == 9
+        wrapped.reset()
+        assert not patched()
+        wrapped.set_control(vector())
+        wrapped.unwrap()
+        assert not patched()
+        again = ControlModel(model, LAYERS)
+        again.set_control(vector(), operator=lambda current, control: current)
+        assert not patched()
+        again.set_control(vector())
+    assert not patched()
+    again.unwrap()
+
+
 # ---- training --------------------------------------------------------------------------------------------
 
 

@@ -170,7 +170,7 @@ def test_a_vector_of_zeros_is_not_ablated(tiny_llama, batch):
     assert logits(model, batch, made, **how).isnan().any()
     with es.accelerate("steering-vectors"):
         fast = logits(model, batch, made, **how)
-    assert torch.equal(fast, logits(model, batch))
+    torch.testing.assert_close(real(fast, batch), real(logits(model, batch), batch), rtol=1e-4, atol=1e-4)
 
 
 def test_a_float32_vector_is_ablated_from_a_bfloat16_model(tiny_llama, batch):
