@@ -181,6 +181,43 @@ PYBIND11_MODULE(_cpu, m) {
     run_steer(args);
   });
 
+  // Contiguous rows: what a fused model calls once and twice a block.
+  m.def("steer_rms_norm_rows", [](int dtype, std::uintptr_t x, std::uintptr_t normed, std::int64_t count,
+                                  std::int64_t dim, std::int64_t row_bytes, std::uintptr_t weight, int weight_dtype,
+                                  float eps, float weight_offset, std::uintptr_t directions, std::int64_t n_directions,
+                                  const Table& table, std::uintptr_t token_row, double scale) {
+    SteerArgs args{};
+    args.dtype = static_cast<Dtype>(dtype);
+    args.count = count;
+    args.dim = dim;
+    args.x = args.out = RowView{x, 1, row_bytes, 0};
+    args.normed = RowView{normed, 1, row_bytes, 0};
+    args.weight = weight;
+    args.weight_dtype = static_cast<Dtype>(weight_dtype);
+    args.eps = eps;
+    args.weight_offset = weight_offset;
+    args.directions = pointer<float>(directions);
+    args.n_directions = n_directions;
+    args.table = &table;
+    args.token_row = pointer<std::int32_t>(token_row);
+    args.scale = scale;
+    run_steer(args);
+  });
+
+  m.def("rms_norm_rows",
+        [](int dtype, std::uintptr_t x, std::uintptr_t out, std::int64_t count, std::int64_t dim,
+           std::int64_t row_bytes, std::uintptr_t weight, int weight_dtype, float eps, float weight_offset) {
+          const NormArgs args{static_cast<Dtype>(dtype),
+                              static_cast<Dtype>(weight_dtype),
+                              dim,
+                              RowView{x, 1, row_bytes, 0},
+                              RowView{out, 1, row_bytes, 0},
+                              weight,
+                              eps,
+                              weight_offset};
+          in_parallel(count, count * dim, [&](std::int64_t b, std::int64_t e) { kernels->rms_norm(args, b, e); });
+        });
+
   m.def("rms_norm", [](int dtype, const RowView& x, const RowView& out, std::int64_t count, std::int64_t dim,
                        std::uintptr_t weight, int weight_dtype, float eps, float weight_offset) {
     const NormArgs args{

@@ -124,6 +124,20 @@ def steer(x: Tensor, directions: Tensor, table: SteerTable, token_row: Tensor | 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, weight_offset: float) -> Tensor:
     out = torch.empty(x.shape, dtype=x.dtype)
     dim = x.shape[-1]
+    if x.is_contiguous():
+        _cpu.rms_norm_rows(
+            _CODE[x.dtype],
+            x.data_ptr(),
+            out.data_ptr(),
+            x.numel() // dim,
+            dim,
+            dim * x.element_size(),
+            weight.data_ptr(),
+            _CODE[weight.dtype],
+            eps,
+            weight_offset,
+        )
+        return out
     view = _rows(x) or _rows(x := x.contiguous())
     _cpu.rms_norm(
         _CODE[x.dtype],
@@ -151,6 +165,26 @@ def steer_rms_norm_(
     weight_offset: float,
 ) -> Tensor:
     normed = torch.empty(x.shape, dtype=x.dtype)
+    k, dim = directions.shape
+    if residual is None and x.is_contiguous():
+        _cpu.steer_rms_norm_rows(
+            _CODE[x.dtype],
+            x.data_ptr(),
+            normed.data_ptr(),
+            x.numel() // dim,
+            dim,
+            dim * x.element_size(),
+            weight.data_ptr(),
+            _CODE[weight.dtype],
+            eps,
+            weight_offset,
+            directions.data_ptr(),
+            k,
+            table._handle or _table_handle(table),
+            0 if token_row is None else token_row.data_ptr(),
+            scale,
+        )
+        return normed
     view = _rows(x)
     if view is None:
         stream = x.contiguous()
@@ -159,7 +193,6 @@ def steer_rms_norm_(
         )
         x.copy_(stream)
         return normed
-    k, dim = directions.shape
     other = _NONE
     if residual is not None:
         other = _rows(residual) or _rows(residual := residual.contiguous())
