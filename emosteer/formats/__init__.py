@@ -1,6 +1,6 @@
 """Files of steering vectors, ours and other libraries': one module a format, found by suffix and content.
 
-A module has `LABEL`, `SUFFIXES`, `ONE_CONCEPT` (whether it holds one vector a layer), `read(path)` and
+A module has `LABEL`, `ONE_CONCEPT` (whether it holds one vector a layer), `read(path)` and
 `write(vectors, path, **options)`. Nothing here knows `Bank`; what passes is `Vectors`.
 """
 
@@ -20,7 +20,7 @@ from .vectors import Vectors
 
 __all__ = ["MODULES", "Vectors", "format_for", "module", "not_carried", "of_object", "read", "write"]
 
-# format -> module; of formats with one suffix, the first is what writing chooses.
+# format -> module
 MODULES = {
     "emosteer": "native",
     "gguf": "gguf",

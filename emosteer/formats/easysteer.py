@@ -24,7 +24,6 @@ from .files import read_json, write_atomically
 from .vectors import Vectors, by_layer, number, rows_of
 
 LABEL = "EasySteer payload"
-SUFFIXES = (".json",)
 ONE_CONCEPT = True
 VERSION = 1
 

@@ -20,7 +20,6 @@ from .files import parse_json, read_bytes, write_atomically
 from .vectors import Vectors, by_layer, number, rows_of
 
 LABEL = "GGUF control vector"
-SUFFIXES = (".gguf",)
 ONE_CONCEPT = True
 _ARCHITECTURES = ("controlvector", "steeringvector")
 _NOTE = "emosteer.note"

@@ -14,7 +14,6 @@ from . import note, torch_file
 from .vectors import MAX_LAYER, Vectors, by_layer, rows_of
 
 LABEL = "hotwire file"
-SUFFIXES = (".pt",)
 ONE_CONCEPT = True
 
 

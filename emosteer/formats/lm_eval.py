@@ -23,7 +23,6 @@ from .files import parse_json
 from .vectors import Vectors, by_layer, rows_of
 
 LABEL = "lm-eval steering file"
-SUFFIXES = (".pt", ".pth")
 ONE_CONCEPT = True
 _BLOCK = re.compile(r"(?:[A-Za-z_]+\.)*(?:layers|h|blocks|layer)\.(0|[1-9][0-9]{0,3})")
 _ALREADY_UNIT = 1e-6

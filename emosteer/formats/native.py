@@ -16,7 +16,6 @@ from .files import write_atomically
 from .vectors import Vectors
 
 LABEL = "emosteer bank"
-SUFFIXES = (".safetensors",)
 ONE_CONCEPT = False
 FORMAT = "emosteer.bank"
 VERSION = 1

@@ -26,7 +26,6 @@ from .files import parse_json, write_atomically
 from .vectors import Vectors, by_layer, number, rows_of
 
 LABEL = ".npz file"
-SUFFIXES = (".npz",)
 ONE_CONCEPT = False
 _FIELDS = ("directions", "magnitude", "mean", "scale", "projection_mean", "projection_std")
 _OTHERS = re.compile(r"(?:(?:layers?|directions?|vectors?|blocks?)[._]?)?(0|[1-9][0-9]{0,8})")

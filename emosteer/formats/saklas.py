@@ -22,7 +22,6 @@ from .files import read_bytes, read_json, write_atomically
 from .vectors import Vectors, by_layer, rows_of
 
 LABEL = "saklas profile"
-SUFFIXES = (".safetensors",)
 ONE_CONCEPT = True
 FORMAT_VERSION = 6
 # The release whose profiles these are; saklas wants some name there.

@@ -22,7 +22,6 @@ from .files import parse_json, write_atomically
 from .vectors import Vectors, by_layer, rows_of
 
 LABEL = "steering-lite file"
-SUFFIXES = (".safetensors",)
 ONE_CONCEPT = True
 _KEY = re.compile(r"layer(0|[1-9][0-9]{0,8})\.(.+)")
 

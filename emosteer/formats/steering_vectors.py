@@ -18,7 +18,6 @@ from . import note, torch_file
 from .vectors import Vectors, by_layer, number, rows_of
 
 LABEL = "steering-vectors file"
-SUFFIXES = (".pt", ".pth")
 ONE_CONCEPT = True
 
 

@@ -20,7 +20,6 @@ from .files import read_json, write_atomically
 from .vectors import Vectors, by_layer, number, rows_of
 
 LABEL = ".svec file"
-SUFFIXES = (".svec",)
 ONE_CONCEPT = False
 
 

@@ -97,15 +97,13 @@ def by_layer(found: Iterable[tuple[int, Tensor]]) -> dict[int, Tensor]:
         layers[layer] = rows
     if not layers:
         raise ValueError("it holds no vector")
-    shapes = {layer: list(rows.shape) for layer, rows in layers.items()}
-    if len({tuple(shape) for shape in shapes.values()}) > 1:
-        first, other = (
-            min(shapes.items()),
-            max(shapes.items(), key=lambda item: item[1] != min(shapes.items())[1]),
-        )
-        raise ValueError(
-            f"the vectors must have one shape at all layers, got {first[1]} at {first[0]} and {other[1]} at {other[0]}"
-        )
+    first, shape = min((layer, list(rows.shape)) for layer, rows in layers.items())
+    for layer, rows in layers.items():
+        if list(rows.shape) != shape:
+            raise ValueError(
+                f"the vectors must have one shape at all layers, got {shape} at {first} "
+                f"and {list(rows.shape)} at {layer}"
+            )
     return dict(sorted(layers.items()))
 
 
