@@ -4,8 +4,10 @@ import subprocess
 import sys
 import textwrap
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import pytest
+import torch
 
 import emosteer as es
 from emosteer.compat.libraries import LIBRARIES, OUT_OF_REACH
@@ -139,6 +141,28 @@ def test_an_error_on_the_way_leaves_nothing_on(monkeypatch):
     with pytest.raises(RuntimeError):
         es.accelerate("repeng")
     assert vars(repeng.control.ControlModule)["forward"] is before
+
+
+DOCS = Path(__file__).parents[2] / "docs" / "accelerate.md"
+
+
+def test_docs_say_the_same():
+    text = DOCS.read_text()
+    for library in LIBRARIES.values():
+        for tested in library.tested:
+            assert f"| {library.distribution} | {tested} |" in text
+    for name, reason in OUT_OF_REACH.items():
+        assert f"| {name} | {reason} |" in text
+
+
+def test_the_hook_in_the_docs():
+    code = DOCS.read_text().split("```python")[-1].split("```")[0]
+    scope = {}
+    exec(code, scope)
+    x = torch.randn(2, 3, 576)
+    y = x + 8 * scope["directions"]
+    expected = y * x.norm(dim=-1, keepdim=True) / y.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(scope["steer"](x, hook=None), expected, rtol=1e-4, atol=1e-5)
 
 
 class Owner:
