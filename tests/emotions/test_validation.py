@@ -8,7 +8,13 @@ import torch
 
 import emosteer as es
 from emosteer.emotions.validation import STUDIES, validate
-from emosteer.emotions.validation.geometry import between_layers, k_means, permutation_test, split_halves
+from emosteer.emotions.validation.geometry import (
+    between_layers,
+    k_means,
+    permutation_test,
+    split_halves,
+    vocabulary,
+)
 from emosteer.emotions.validation.lens import lens
 from emosteer.emotions.validation.preference import ACTIVITIES, located
 from emosteer.emotions.validation.reading import bench_stories, held_out, implicit_messages
@@ -106,6 +112,26 @@ def test_similarity_and_clusters():
     assert sorted(name for group in groups for name in group) == sorted(bank.names)
     where = {name: k for k, group in enumerate(groups) for name in group}
     assert where["sad"] != where["happy"]
+
+
+def test_vocabulary_alone(setting):
+    """Word weights by hand: what makes two emotions' stories alike without a model."""
+    from types import SimpleNamespace
+
+    words = {
+        "happy": "sun sun bright",
+        "joyful": "sun bright",
+        "sad": "rain grey",
+        "angry": "fire fist",
+        "afraid": "fire grey",
+    }
+    stories = [es.emotions.Story(emotion, "t", text) for emotion, text in words.items()]
+    names = tuple(words)
+    human = torch.tensor([1.0, 0.9, -1.0, -0.8, -0.9], dtype=torch.float64)
+    fake = SimpleNamespace(stories=stories, bank=SimpleNamespace(names=names))
+    valence_r, arousal_r = vocabulary(fake, SimpleNamespace(valence=human, arousal=-human))
+    assert valence_r > 0.9
+    assert 0 <= arousal_r <= 1
 
 
 def test_halves_of_the_topics(setting):

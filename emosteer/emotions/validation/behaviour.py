@@ -13,13 +13,16 @@ from .found import Found, Table
 from .pictures import doses, figure
 from .scenarios import Outcome, Scenario, shipped
 from .setting import Setting
-from .statistics import interval, spearman, wilson
+from .statistics import spearman, wilson
 
 UNSTEERED = "unsteered"
 # Emotions whose dose–response is drawn, those of the setting's concepts first.
 ARMS = ("desperate", "calm")
 ANSWER_TOKENS = {True: 48, False: 80}
 SEEDS = {True: 2, False: 6}
+
+# A choice has no interval of its own: smaller changes of its probability are not counted.
+LEAST_CHANGE = 0.1
 
 Arm = tuple[str, float]
 
@@ -40,7 +43,8 @@ def study(setting: Setting, scenarios: Sequence[Scenario] | None = None) -> Foun
         f"directions, one an answer, at strengths {', '.join(f'{s:g}' for s in strengths)} "
         f"on blocks {setting.layers[0]} "
         f"to {setting.layers[-1]}). Outcomes by pattern are shares of answers (95% Wilson intervals); choices are "
-        f"probabilities of the first continuation given that it is one of them.",
+        f"probabilities of the first continuation given that it is one of them (random: mean and range). Apart: "
+        f"intervals without overlap; for choices, outside that range and by 0.1 from the unsteered model.",
     )
     rows = []
     outcomes = [(scenario, outcome) for scenario in scenarios for outcome in scenario.outcomes]
@@ -78,10 +82,7 @@ def study(setting: Setting, scenarios: Sequence[Scenario] | None = None) -> Foun
             )
         )
         for name in names:
-            # Apart from both the unsteered model and the control: intervals do not overlap.
-            low, high = last[name][2:]
-            apart = all(low > other[2] or high < other[1] for other in (plain, last["random"][1:]))
-            here[name]["apart_at_top"] = apart
+            here[name]["apart_at_top"] = _apart(outcome, last[name][1:], plain, last["random"][1:])
         found.numbers.setdefault(scenario.name, {})[outcome.name] = here
     moved = [
         f"{scenario}/{outcome} by {name}"
@@ -93,7 +94,7 @@ def study(setting: Setting, scenarios: Sequence[Scenario] | None = None) -> Foun
     tests = sum(len(by) for by in found.numbers.values()) * len(names)
     found.findings.append(
         f"At the highest strength {len(moved)} of {tests} outcomes stand apart from both the unsteered model and the "
-        f"random directions (95% intervals without overlap)" + (f": {', '.join(moved)}." if moved else ".")
+        f"random directions" + (f": {', '.join(moved)}." if moved else ".")
     )
     found.tables.append(
         Table(
@@ -178,7 +179,7 @@ def _rate(
     if outcome.choice:
         assert choices is not None
         values = choices[arm]
-        return (sum(values) / len(values), *interval(values, setting.seed))
+        return sum(values) / len(values), min(values), max(values)
     if outcome.judge is not None:
         judge = setting.judges.get(outcome.judge)
         if judge is None:
@@ -187,6 +188,18 @@ def _rate(
     else:
         happened = sum(outcome.happened(answer) for answer in answers)
     return (happened / len(answers), *wilson(happened, len(answers)))
+
+
+def _apart(
+    outcome: Outcome,
+    own: tuple[float, float, float],
+    plain: tuple[float, float, float],
+    random: tuple[float, float, float],
+) -> bool:
+    """Whether an outcome stands apart from the unsteered model and from the random directions."""
+    if outcome.choice:
+        return abs(own[0] - plain[0]) >= LEAST_CHANGE and not random[1] <= own[0] <= random[2]
+    return all(own[1] > other[2] or own[2] < other[1] for other in (plain, random))
 
 
 def _show(point: tuple[float, float, float]) -> str:
