@@ -125,6 +125,14 @@ inline void store_tail(T* to, floats_v x, std::int64_t n) {
   std::memcpy(to, buffer, n * sizeof(T));
 }
 
+#if defined(__AVX512F__)
+inline double sum(floats_v x) {
+  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256((__m512)x), _mm512_extractf32x8_ps((__m512)x, 1));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return static_cast<double>(two[0]) + two[1];
+}
+#else
 inline double sum(floats_v x) {
   float lane[kLanes];
   write(lane, x);
@@ -132,6 +140,7 @@ inline double sum(floats_v x) {
     for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
   return static_cast<double>(lane[0]) + lane[1];
 }
+#endif
 
 // ---- loops over one row ----------------------------------------------------------------------
 
@@ -366,9 +375,16 @@ inline bool steer_row(const Program& program, const T* x, U* y, std::int64_t dim
   if (program.needs_norm() && !single_precision_holds(square)) return steer_exactly(program, x, y, dim);
   if ((program.rotates || split) && !(outside > kCancelled * square)) return steer_exactly(program, x, y, dim);
 
-  const Update update = solve_slots(program, &p, square);
-  if (!update.changed) return false;
-  double a = update.a, b = update.b[0];
+  double a = 1, b;
+  if (program.adds) {  // the common case, without the call; p − p passes on a NaN
+    b = program.strength[0] * (program.relative ? program.scale * __builtin_sqrt(square) : program.scale) + (p - p);
+    if (b == 0) return false;
+  } else {
+    const Update update = solve_slots(program, &p, square);
+    if (!update.changed) return false;
+    a = update.a;
+    b = update.b[0];
+  }
   if (program.preserve_norm == 1) {
     const double added = a * a * square + b * b, after = added + 2 * a * b * p;  // ‖y‖²
     if (!(after > kCancelled * added)) return steer_exactly(program, x, y, dim);

@@ -32,6 +32,7 @@ Program read_program(const SteerArgs& args, std::int64_t row) {
     program.high[j] = table.high[s];
     program.rotate[j] = table.rotate[s];
     program.rotates |= table.rotate[s] != 0;
+    program.adds &= table.rotate[s] == 0 && table.low[s] == -HUGE_VALF && table.high[s] == HUGE_VALF;
   }
   return program;
 }

@@ -10,6 +10,7 @@ struct Program {
   int preserve_norm = 0;
   bool relative = false;
   bool rotates = false;
+  bool adds = true;  // no slot clamps or rotates
   double scale = 1;
   const float* v[kMaxSlots];
   float strength[kMaxSlots], low[kMaxSlots], high[kMaxSlots], rotate[kMaxSlots];
