@@ -32,7 +32,7 @@ def read(path: Path) -> Vectors:
     if content.ndim == 1:
         raise ValueError(
             f"it holds one vector, shape {list(content.shape)}, and does not say of which layer; "
-            "make it (layers, hidden) with zeros elsewhere"
+            "say so with Bank.of({layer: torch.load(path, weights_only=True)}, name)"
         )
     table = rows_of(content, "its tensor")
     if len(table) > MAX_LAYER + 1:

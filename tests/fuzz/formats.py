@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of every reader of `emosteer.formats`, with atheris (`pip install atheris`).
+"""Coverage-guided fuzzing of every reader of `emosteer.formats`, with atheris (the extra `fuzz`).
 
     python -m tests.fuzz.formats [-max_total_time=600] [any option of libFuzzer]
 
