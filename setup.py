@@ -40,6 +40,7 @@ COMMON = [
     "-Wno-psabi",
     "-fvisibility=hidden",
 ]
+ROW_HEADERS = [f"csrc/cpu/{name}.hpp" for name in ("rows", "solve", "lanes", "row_loops", "steer_row")]
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 # Machine code for these, and for what comes later the PTX of the last: a driver compiles it at the first use.
@@ -88,7 +89,7 @@ class BuildExt(build_ext):
                 output_dir=os.path.join(self.build_temp, isa),
                 macros=[("EMOSTEER_ISA", isa)],
                 extra_postargs=[*COMMON, *flags],
-                depends=["csrc/cpu/rows.hpp", "csrc/cpu/solve.hpp"],
+                depends=ROW_HEADERS,
             )
         return objects
 
@@ -164,7 +165,7 @@ def cpu_module() -> Extension:
         "emosteer._cpu",
         ["csrc/cpu/bindings.cpp", "csrc/cpu/dispatch.cpp", "csrc/cpu/solve.cpp"],
         include_dirs=["csrc/cpu", pybind11.get_include()],
-        depends=["csrc/cpu/rows.hpp", "csrc/cpu/solve.hpp", "csrc/cpu/rows.cpp"],
+        depends=[*ROW_HEADERS, "csrc/cpu/rows.cpp"],
         define_macros=[("EMOSTEER_X86", "1")] if X86 else [],
         extra_compile_args=COMMON,
         extra_link_args=["-fopenmp"],
