@@ -41,7 +41,7 @@ _EXPORTS = {
     "rotate": "programs",
     "steer": "steering",
 }
-_MODULES = ("emotions", "formats", "kernels", "models", "ops")
+_MODULES = ("emotions", "formats", "kernels", "models", "ops", "sweep")
 
 __all__ = ["__version__", *_EXPORTS, *_MODULES]
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from .store import Store
 from .store.rows import FAILED
+
+if TYPE_CHECKING:
+    from .report import Report
 
 
 @dataclass(frozen=True)
@@ -89,3 +93,28 @@ class Opened:
             }
         )
         return result.sort_by([(key, "ascending") for key in keys])
+
+    def report(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        draws: int = 2000,
+        seed: int = 0,
+        level: float = 0.95,
+    ) -> Report:
+        """Dose–response curves with bootstrap intervals and the bands of their controls.
+
+        Args:
+            path: a folder to write `report.html`, `curves.csv`, `failures.csv` and pictures to.
+            draws, seed: of the bootstrap over prompts.
+            level: of the intervals.
+
+        Raises:
+            ValueError: draws or level out of range.
+        """
+        from .report import report
+
+        found = report(self, draws=draws, seed=seed, level=level)
+        if path is not None:
+            found.write(path)
+        return found

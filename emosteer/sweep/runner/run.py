@@ -293,11 +293,19 @@ class _Window:
                 )
                 capacity = max(self.budget.cached_rows(width + width // 4 + 32, columns), len(ready))
                 self.pool = Pool(self.passes, self.steered, self.generation, capacity, width)
+        # a batch that was split may find less room than it was made for
+        now, later = [], []
+        for one in ready:
+            fits = len(now) < self.pool.free and self._width(one.work) <= self.pool.width
+            (now if fits else later).append(one)
         try:
-            ended = list(self.pool.admit(ready))
+            ended = list(self.pool.admit(now))
         except BaseException:
-            self.pool.withdraw(ready)
+            self.pool.withdraw(now)
+            if not self.pool:
+                self.pool = None  # its buffers may be what did not fit
             raise
+        self.todo += [one.work for one in later]
         return [rows for row in ended for rows in self._done(row)]
 
     def _grow(self) -> Iterator[list[Row]]:
