@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from . import corpus, sweep
+from . import bench, corpus, sweep
 from .convert import convert
 from .extract import extract
 from .read import read
@@ -14,6 +14,7 @@ from .steer import steer
 from .validate import validate
 
 app = typer.Typer(help="Read and steer the residual stream of language models.", no_args_is_help=True)
+app.add_typer(bench.app, name="bench")
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(sweep.app, name="sweep")
 

@@ -317,12 +317,12 @@ def _steering(
 
 
 def _tiles(x: Tensor, directions: Tensor) -> tuple[tuple[int, int], dict[str, Any], int]:
-    """A tile of up to 128 directions against 32 rows, 16 where there are few rows."""
+    """A tile of 64 directions against 64 rows, of 16 where there are few rows and programs are wanted."""
     n, k = _size(x)[0], directions.shape[0]
     few = n <= 64
     constants = {
-        "BLOCK_N": 16 if few else 32,
-        "BLOCK_K": 16 if few else min(max(triton.next_power_of_2(k), 16), 128),
+        "BLOCK_N": 16 if few else 64,
+        "BLOCK_K": 16 if few else 64,
         "BLOCK_D": 32,
         "PRECISION": PRECISION,
     }

@@ -88,11 +88,11 @@ def _nvidia(cubin: bytes, shared: int, threads: int) -> tuple[Resources, str]:
         file.flush()
         usage = _run("cuobjdump", "-res-usage", file.name)
         code = _run("nvdisasm", "-c", file.name)
-    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", usage)}
+    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     return (
         Resources(
             registers=found["REG"],
-            shared=max(shared, found["SHARED"]),
+            shared=shared,
             threads=threads,
             spills=found["STACK"] + found["LOCAL"],
             **_accesses(code),

@@ -19,6 +19,7 @@ import torch
 from .offline import Resources, compile
 from .variants import of
 
+
 class Pick(NamedTuple):
     """One variant for one target: a name as `variants.of` gives it, "bfloat16", D, "sm_90"."""
 
@@ -47,7 +48,7 @@ def survey(picks: Iterable[Pick], processes: int | None = None) -> dict[Pick, Re
             text=True,
         )
         workers.append(worker)
-    found = {}
+    found: dict[Pick, Resources] = {}
     for worker in workers:
         out, errors = worker.communicate()
         if worker.returncode:

@@ -1,0 +1,195 @@
+"""What every kernel takes of a GPU and how fast it should be, without one: `emosteer bench static`."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from emosteer.ops import cuda_resources
+
+from .devices import ARCHITECTURES, DEVICES
+from .predicted import LAUNCH, Decoder, Work, work
+
+DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4}
+WIDTHS = (576, 2048, 4096, 8192, 16384)
+TOKENS = (1, 32, 256, 4096, 65536)
+BATCHES = (1, 32, 256)
+# The variant that stands for an operation, and the operation that counts its bytes.
+TRITON = {
+    "steer_ (1 slot, dense)": "steer_",
+    "steer_ (4 slots, token_row)": "steer_",
+    "steer_rms_norm_ (1 slot, dense)": "steer_rms_norm_",
+    "rms_norm": "rms_norm",
+    "project (many)": "project",
+    "project_extremes_ (many, dense)": "project_extremes_",
+    "moments (sums, grouped)": "moments (sums)",
+    "moments (triangle)": "moments (triangle)",
+}
+CUDA = {"steer": "steer_", "steer_rms_norm": "steer_rms_norm_", "rms_norm": "rms_norm", "project": "project"}
+LONGEST_RESIDENT = 8192
+HEAD = (
+    "Everything but registers, shared memory, threads and occupancy is **predicted**: no GPU has run it.\n"
+    "Formulas and assumptions: `emosteer/benchmarks/predicted.py`; data sheets: `emosteer/benchmarks/devices.py`."
+)
+
+
+def rows(widths: tuple[int, ...] = WIDTHS, dtypes: tuple[str, ...] = tuple(DTYPES)) -> list[dict[str, Any]]:
+    """One row for each backend, kernel, dtype, width and device."""
+    return [*_triton_rows(widths, dtypes), *_cuda_rows(widths, dtypes)]
+
+
+def _triton_rows(widths: tuple[int, ...], dtypes: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    from emosteer.kernels.survey import Pick, survey
+
+    picks = [
+        Pick(name, dtype, dim, architecture)
+        for dtype in dtypes
+        for dim in widths
+        for name in TRITON
+        for architecture in ARCHITECTURES
+    ]
+    for pick, found in survey(picks).items():
+        yield from _predicted(
+            "triton",
+            pick.name,
+            TRITON[pick.name],
+            pick.dtype,
+            pick.dim,
+            pick.target,
+            found.registers,
+            found.shared,
+            found.threads,
+            found.spills,
+        )
+
+
+def _cuda_rows(widths: tuple[int, ...], dtypes: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    try:
+        built = cuda_resources.architectures()
+    except RuntimeError:
+        return  # `missing` says so in the report
+    for dtype in dtypes:
+        for dim in widths:
+            if dim > LONGEST_RESIDENT:
+                continue
+            for op, counted in CUDA.items():
+                for architecture in built:
+                    found = cuda_resources.resources(op, dtype, dim, architecture=architecture)
+                    shared = found.shared - ARCHITECTURES[architecture].block_shared
+                    yield from _predicted(
+                        "cuda",
+                        op,
+                        counted,
+                        dtype,
+                        dim,
+                        architecture,
+                        found.registers,
+                        shared,
+                        found.threads,
+                        found.local,
+                    )
+
+
+def missing() -> str | None:
+    """Why the CUDA kernels are not in the table, None where they are."""
+    try:
+        cuda_resources.architectures()
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def _predicted(
+    backend: str,
+    kernel: str,
+    op: str,
+    dtype: str,
+    dim: int,
+    architecture: str,
+    registers: int,
+    shared: int,
+    threads: int,
+    spills: int,
+) -> Iterator[dict[str, Any]]:
+    limits = ARCHITECTURES[architecture]
+    for device in DEVICES:
+        if device.architecture != architecture:
+            continue
+        yield {
+            "backend": backend,
+            "kernel": kernel,
+            "dtype": dtype,
+            "D": dim,
+            "device": device.name,
+            "architecture": architecture,
+            "registers": registers,
+            "shared_bytes": shared,
+            "threads": threads,
+            "spill_bytes": spills,
+            "occupancy": f"{limits.occupancy(registers, shared, threads):.2f}",
+            "bytes_over_least": f"{_counted(op, 4096, dim, dtype, backend).excess:.2f}",
+            **{
+                f"predicted_us_{tokens}": f"{_counted(op, tokens, dim, dtype, backend).seconds(device) * 1e6:.2f}"
+                for tokens in TOKENS
+            },
+        }
+
+
+def _counted(op: str, tokens: int, dim: int, dtype: str, backend: str) -> Work:
+    counted = work(op, tokens, dim, DTYPES[dtype], resident=dim <= LONGEST_RESIDENT)
+    if backend == "cuda" and op == "project":  # no tensor cores, and each row reads the directions by itself
+        return Work(counted.least, counted.least)
+    return counted
+
+
+def shares() -> list[dict[str, Any]]:
+    """The predicted share of a decode step of an 8B model, all layers steered."""
+    model = Decoder()
+    return [
+        {
+            "backend": backend,
+            "device": device.name,
+            "batch": batch,
+            "step_us": f"{model.step(device, batch) * 1e6:.0f}",
+            **{mode: f"{share:.2%}" for mode, share in model.shares(device, batch, backend).items()},
+        }
+        for backend in LAUNCH
+        for device in DEVICES
+        for batch in BATCHES
+        if backend == "triton" or device.architecture.startswith("sm_")
+    ]
+
+
+def write(folder: Path, found: list[dict[str, Any]]) -> tuple[Path, Path]:
+    """`static.csv` with every row, and `static.md` with what one reads first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table, page = folder / "static.csv", folder / "static.md"
+    with table.open("w", newline="") as file:
+        file.write("# emosteer bench static; times and occupancy predicted, no GPU has run these kernels\n")
+        writer = csv.DictWriter(file, list(found[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(found)
+    page.write_text(markdown(found))
+    return table, page
+
+
+def markdown(found: list[dict[str, Any]]) -> str:
+    """The rows for bfloat16 at D = 4096 (or the first width there is), and the shares of a decode step."""
+    width = 4096 if any(row["D"] == 4096 for row in found) else found[0]["D"]
+    dtype = "bfloat16" if any(row["dtype"] == "bfloat16" for row in found) else found[0]["dtype"]
+    chosen = [row for row in found if row["D"] == width and row["dtype"] == dtype]
+    left_out = missing()
+    note = f"\nThe CUDA kernels are left out: {left_out.split(';')[0]}.\n" if left_out else ""
+    return (
+        f"# Kernels without a GPU\n\n{HEAD}\n{note}\n"
+        f"## {dtype}, D = {width}; predicted µs for 1 to 65,536 tokens\n\n{_table(chosen, skip=('dtype', 'D'))}\n"
+        f"## Predicted share of a decode step, 8B parameters, all 32 layers steered\n\n{_table(shares())}"
+    )
+
+
+def _table(found: list[dict[str, Any]], skip: tuple[str, ...] = ()) -> str:
+    keys = [key for key in found[0] if key not in skip]
+    lines = [keys, ["---"] * len(keys), *([str(row[key]) for key in keys] for row in found)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

@@ -1,0 +1,45 @@
+"""`emosteer bench static | gpu`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+app = typer.Typer(help="Predicted and measured speed of the GPU kernels.", no_args_is_help=True)
+
+
+@app.command()
+def static(
+    out: Path = typer.Option(Path("bench/results"), help="Where static.csv and static.md go."),  # noqa: B008
+    width: list[int] = typer.Option([], help="Only these widths D (may be repeated)."),  # noqa: B008
+    dtype: list[str] = typer.Option([], help="Only these dtypes: bfloat16, float16, float32."),  # noqa: B008
+) -> None:
+    """Compile every kernel without a GPU; print and write what it needs and how fast it should be."""
+    from emosteer.benchmarks import static
+
+    if unknown := set(dtype) - set(static.DTYPES):
+        raise ValueError(f"--dtype must be of {', '.join(static.DTYPES)}, got {', '.join(sorted(unknown))}")
+    if unknown_widths := set(width) - set(static.WIDTHS):
+        raise ValueError(f"--width must be of {static.WIDTHS}, got {sorted(unknown_widths)}")
+    found = static.rows(tuple(width) or static.WIDTHS, tuple(dtype) or tuple(static.DTYPES))
+    table, page = static.write(out, found)
+    print(static.markdown(found))
+    print(f"written: {table}, {page}")
+
+
+@app.command()
+def gpu(
+    out: Path = typer.Option(Path("bench/results"), help="Where gpu.json and gpu.csv go."),  # noqa: B008
+    dry_run: bool = typer.Option(False, "--dry-run", help="Run every case once, small, on the CPU."),
+    case: str = typer.Option("", help="Only cases whose name contains this."),
+) -> None:
+    """Measure the kernels on this machine's GPU against eager torch, torch.compile and a plain copy."""
+    from emosteer.benchmarks.gpu import run, write
+
+    results = run(dry_run=dry_run, containing=case)
+    if dry_run:
+        print(f"{len(results)} cases ran; a dry run measures nothing and writes nothing")
+        return
+    for path in write(out, results):
+        print(f"written: {path}")

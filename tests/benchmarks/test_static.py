@@ -1,0 +1,81 @@
+"""`emosteer bench static`: the counts, the limits of a multiprocessor, and the files it writes."""
+
+import csv
+
+import pytest
+from typer.testing import CliRunner
+
+from emosteer.benchmarks.devices import ARCHITECTURES, DEVICES
+from emosteer.benchmarks.predicted import KERNEL_FLOOR, Decoder, work
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "threads", "share"),
+    [
+        (32, 0, 256, 1.0),
+        (64, 0, 512, 0.5),
+        (65, 0, 512, 0.25),
+        (128, 0, 256, 0.25),
+        (32, 100 * 1024, 1024, 1.0),
+    ],
+)
+def test_occupancy_as_the_guide_counts_it(registers, shared, threads, share):
+    """Registers go to a warp by 256: 65 of a thread cost as much as 72, and one block of 512 fits."""
+    assert ARCHITECTURES["sm_90"].occupancy(registers, shared, threads) == share
+
+
+def test_small_blocks_run_into_the_number_of_blocks():
+    assert ARCHITECTURES["sm_90"].resident_threads(32, 0, 32) == 32 * 32
+
+
+def test_bytes_of_steering():
+    """Two bytes read and two written an element, and each direction once."""
+    found = work("steer_", 1000, 4096, 2, directions=10)
+    assert found.least == 1000 * 4096 * 4 + 10 * 4096 * 4
+    assert found.excess == 1
+    assert work("steer_", 1000, 16384, 2, resident=False).excess > 1.4
+    assert work("rms_norm", 1, 64, 2).seconds(DEVICES[0]) == KERNEL_FLOOR
+    with pytest.raises(ValueError, match="'conv' has no count"):
+        work("conv", 1, 1, 2)
+
+
+def test_a_faster_memory_is_a_faster_copy():
+    times = {d.name: work("rms_norm", 65536, 4096, 2).seconds(d) for d in DEVICES}
+    assert times["B200"] < times["MI300X"] < times["H200"] < times["H100"] < times["A100"]
+    h100 = next(d for d in DEVICES if d.name == "H100")
+    assert times["H100"] == pytest.approx(2 * 65536 * 4096 * 2 / (0.9 * h100.bandwidth), rel=1e-3)
+
+
+def test_shares_of_a_decode_step():
+    for device in DEVICES:
+        for batch in (1, 32, 256):
+            shares = Decoder().shares(device, batch, "triton")
+            assert 0 < shares["fused"] < shares["graph"] < shares["eager"]
+
+
+def test_the_command(tmp_path):
+    pytest.importorskip("triton")
+    from emosteer.cli import app
+
+    done = CliRunner().invoke(
+        app, ["bench", "static", "--width", "4096", "--dtype", "bfloat16", "--out", str(tmp_path)]
+    )
+    assert done.exit_code == 0, done.output
+    with (tmp_path / "static.csv").open() as file:
+        found = list(csv.DictReader(line for line in file if not line.startswith("#")))
+    triton = [row for row in found if row["backend"] == "triton"]
+    assert {row["device"] for row in triton} == {d.name for d in DEVICES}
+    assert all(row["spill_bytes"] == "0" for row in found)
+    assert all(float(row["occupancy"]) > 0 for row in found)
+    page = (tmp_path / "static.md").read_text()
+    assert "**predicted**" in page
+    assert "share of a decode step" in page
+
+
+@pytest.mark.parametrize("arguments", [["--width", "100"], ["--dtype", "int8"]])
+def test_unknown(arguments):
+    from emosteer.cli import app
+
+    done = CliRunner().invoke(app, ["bench", "static", *arguments])
+    assert isinstance(done.exception, ValueError)
+    assert "must be of" in str(done.exception)
