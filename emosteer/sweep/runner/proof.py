@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from emosteer.models.blocks import _plain_ids
 
@@ -20,17 +21,27 @@ from .steered import Steered
 _ROOM = {torch.float32: 1e-3, torch.float16: 3e-2}
 _ROOM_ELSE = 2e-1
 
+_proved: WeakKeyDictionary[nn.Module, tuple[Any, str | None, list[nn.Module]]] = WeakKeyDictionary()
+
 
 def why_not(passes: Passes, steered: Steered, budget: Budget) -> str | None:
     """None if prompts can be cached, begun in the middle and continued side by side; else what failed.
 
     Two prompts of different lengths are run whole, then once more in pieces: up to the shared block, on
-    from there, and one token further in a cache of rows; the logits must agree.
+    from there, and one token further in a cache of rows; the logits must agree. Remembered as long as the
+    model's blocks and the type of its weights stay the same.
     """
-    try:
-        return _try(passes, steered, budget)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
+    weight = next(passes.decoder.stack.parameters(), None)
+    state = (passes.decoder.blocks, None if weight is None else (weight.dtype, weight.device))
+    known = _proved.get(passes.model)
+    if known is None or known[0] != state:
+        try:
+            why = _try(passes, steered, budget)
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+        known = _proved[passes.model] = (state, why, passes.trimming.modules)
+    passes.trimming.modules = known[2]
+    return known[1]
 
 
 def _try(passes: Passes, steered: Steered, budget: Budget) -> str | None:

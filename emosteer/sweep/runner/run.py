@@ -294,7 +294,8 @@ class _Window:
                 capacity = max(self.budget.cached_rows(width + width // 4 + 32, columns), len(ready))
                 self.pool = Pool(self.passes, self.steered, self.generation, capacity, width)
         # a batch that was split may find less room than it was made for
-        now, later = [], []
+        now: list[Ready] = []
+        later: list[Ready] = []
         for one in ready:
             fits = len(now) < self.pool.free and self._width(one.work) <= self.pool.width
             (now if fits else later).append(one)
