@@ -51,8 +51,8 @@ def work(op: str, tokens: int, dim: int, item: int, *, directions: int = 171, re
 
     Steering: each token its own direction, as many as there are; rows that do not stay in registers
     (`resident` false) are read again for their projection and once more to be written. Projections: a
-    tile of 64 directions reads the rows once (the other tiles find them in the L2 cache, if lucky). The second moment: tiles of 128 columns below the
-    diagonal, each reading the columns of both sides.
+    tile of 64 directions reads the rows once, counted in full although the L2 cache has them. The
+    second moment: tiles of 128 columns below the diagonal, each reading the columns of both sides.
     """
     row = tokens * dim * item
     bank = 4.0 * dim * min(tokens, directions)

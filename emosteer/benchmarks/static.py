@@ -9,7 +9,7 @@ from typing import Any
 
 from emosteer.ops import cuda_resources
 
-from .devices import ARCHITECTURES, DEVICES
+from .devices import ARCHITECTURES, DEVICES, Device
 from .predicted import LAUNCH, Decoder, Work, work
 
 DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -35,12 +35,18 @@ HEAD = (
 )
 
 
-def rows(widths: tuple[int, ...] = WIDTHS, dtypes: tuple[str, ...] = tuple(DTYPES)) -> list[dict[str, Any]]:
+def rows(
+    widths: tuple[int, ...] = WIDTHS,
+    dtypes: tuple[str, ...] = tuple(DTYPES),
+    devices: tuple[Device, ...] = DEVICES,
+) -> list[dict[str, Any]]:
     """One row for each backend, kernel, dtype, width and device."""
-    return [*_triton_rows(widths, dtypes), *_cuda_rows(widths, dtypes)]
+    return [*_triton_rows(widths, dtypes, devices), *_cuda_rows(widths, dtypes, devices)]
 
 
-def _triton_rows(widths: tuple[int, ...], dtypes: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+def _triton_rows(
+    widths: tuple[int, ...], dtypes: tuple[str, ...], devices: tuple[Device, ...]
+) -> Iterator[dict[str, Any]]:
     from emosteer.kernels.survey import Pick, survey
 
     picks = [
@@ -48,7 +54,7 @@ def _triton_rows(widths: tuple[int, ...], dtypes: tuple[str, ...]) -> Iterator[d
         for dtype in dtypes
         for dim in widths
         for name in TRITON
-        for architecture in ARCHITECTURES
+        for architecture in dict.fromkeys(device.architecture for device in devices)
     ]
     for pick, found in survey(picks).items():
         yield from _predicted(
@@ -58,6 +64,7 @@ def _triton_rows(widths: tuple[int, ...], dtypes: tuple[str, ...]) -> Iterator[d
             pick.dtype,
             pick.dim,
             pick.target,
+            devices,
             found.registers,
             found.shared,
             found.threads,
@@ -65,7 +72,9 @@ def _triton_rows(widths: tuple[int, ...], dtypes: tuple[str, ...]) -> Iterator[d
         )
 
 
-def _cuda_rows(widths: tuple[int, ...], dtypes: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+def _cuda_rows(
+    widths: tuple[int, ...], dtypes: tuple[str, ...], devices: tuple[Device, ...]
+) -> Iterator[dict[str, Any]]:
     try:
         built = cuda_resources.architectures()
     except RuntimeError:
@@ -75,7 +84,7 @@ def _cuda_rows(widths: tuple[int, ...], dtypes: tuple[str, ...]) -> Iterator[dic
             if dim > LONGEST_RESIDENT:
                 continue
             for op, counted in CUDA.items():
-                for architecture in built:
+                for architecture in set(built) & {device.architecture for device in devices}:
                     found = cuda_resources.resources(op, dtype, dim, architecture=architecture)
                     shared = found.shared - ARCHITECTURES[architecture].block_shared
                     yield from _predicted(
@@ -85,6 +94,7 @@ def _cuda_rows(widths: tuple[int, ...], dtypes: tuple[str, ...]) -> Iterator[dic
                         dtype,
                         dim,
                         architecture,
+                        devices,
                         found.registers,
                         shared,
                         found.threads,
@@ -108,13 +118,14 @@ def _predicted(
     dtype: str,
     dim: int,
     architecture: str,
+    devices: tuple[Device, ...],
     registers: int,
     shared: int,
     threads: int,
     spills: int,
 ) -> Iterator[dict[str, Any]]:
     limits = ARCHITECTURES[architecture]
-    for device in DEVICES:
+    for device in devices:
         if device.architecture != architecture:
             continue
         yield {

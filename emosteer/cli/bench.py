@@ -14,6 +14,7 @@ def static(
     out: Path = typer.Option(Path("bench/results"), help="Where static.csv and static.md go."),  # noqa: B008
     width: list[int] = typer.Option([], help="Only these widths D (may be repeated)."),  # noqa: B008
     dtype: list[str] = typer.Option([], help="Only these dtypes: bfloat16, float16, float32."),  # noqa: B008
+    device: list[str] = typer.Option([], help="Only these GPUs: A100, H100, H200, B200, MI300X."),  # noqa: B008
 ) -> None:
     """Compile every kernel without a GPU; print and write what it needs and how fast it should be."""
     from emosteer.benchmarks import static
@@ -22,7 +23,14 @@ def static(
         raise ValueError(f"--dtype must be of {', '.join(static.DTYPES)}, got {', '.join(sorted(unknown))}")
     if unknown_widths := set(width) - set(static.WIDTHS):
         raise ValueError(f"--width must be of {static.WIDTHS}, got {sorted(unknown_widths)}")
-    found = static.rows(tuple(width) or static.WIDTHS, tuple(dtype) or tuple(static.DTYPES))
+    known = {known.name: known for known in static.DEVICES}
+    if unknown := set(device) - set(known):
+        raise ValueError(f"--device must be of {', '.join(known)}, got {', '.join(sorted(unknown))}")
+    found = static.rows(
+        tuple(width) or static.WIDTHS,
+        tuple(dtype) or tuple(static.DTYPES),
+        tuple(known[name] for name in device) or static.DEVICES,
+    )
     table, page = static.write(out, found)
     print(static.markdown(found))
     print(f"written: {table}, {page}")
