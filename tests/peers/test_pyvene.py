@@ -88,6 +88,35 @@ def test_generate(tiny_llama, on_prompt, locations):
     assert alone.tolist() == fast.tolist()
 
 
+def test_several_returned_sequences(tiny_llama):
+    """The library alone indexes a batch of six by positions for three."""
+    model = intervenable(tiny_llama[0], AdditionIntervention)
+    given = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
+    asked = {
+        "unit_locations": {"sources->base": (None, [[[1], [2], [3]]] * 2)},
+        "intervene_on_prompt": True,
+        "max_new_tokens": 6,
+    }
+
+    def run(**kwargs):
+        return model.generate(copy.deepcopy(given), **asked, **kwargs)[1]
+
+    grown = {"num_beams": 2, "num_return_sequences": 2}
+    with pytest.raises((RuntimeError, IndexError)):
+        run(**grown)
+    with es.accelerate("pyvene"):
+        best = run(**grown)
+        single = [
+            intervenable(tiny_llama[0], AdditionIntervention).generate(
+                {key: v[row : row + 1] for key, v in given.items()},
+                **{**asked, "unit_locations": {"base": row + 1}},
+                **grown,
+            )[1]
+            for row in range(3)
+        ]
+    assert best.tolist() == torch.cat(single).tolist()
+
+
 def test_gradients(tiny_llama):
     def run():
         model = intervenable(tiny_llama[0], AdditionIntervention)

@@ -119,6 +119,21 @@ def test_right_padding_with_zero_position_ids(tiny_llama):
     torch.testing.assert_close(fast, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_row_of_several_texts(tiny_llama):
+    """The library alone takes the last zero for the start of the only text."""
+    model, _ = tiny_llama
+    ids = torch.arange(20)[None] + 40
+    given = {"input_ids": ids, "position_ids": torch.tensor([[*range(8), *range(12)]])}
+
+    def first_text():
+        return logits(model, given, vector())[:, :8]
+
+    expected = logits(model, {"input_ids": ids[:, :8]}, vector())
+    assert not torch.allclose(first_text(), expected, atol=1e-2)
+    with es.accelerate("repeng"):
+        torch.testing.assert_close(first_text(), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_padding_whose_rows_are_zero(tiny_llama, batch):
     """The library alone divides the norm of a row of zeros by itself; attention spreads that to real tokens."""
     model, tokenizer = tiny_llama
@@ -328,6 +343,18 @@ def test_train(request, pairs, family, method):
     some = run(hidden_layers=[-1, 1])
     with es.accelerate("repeng"):
         assert_same_vectors(run(hidden_layers=[-1, 1]), some)
+
+
+def test_train_with_learned_positions_and_left_padding(tiny_gpt2, pairs):
+    """In the library alone a text stands where padding leaves it, so vectors depend on the batch."""
+    model, tokenizer = tiny_gpt2
+    dataset = [DatasetEntry(*pair) for pair in pairs]
+    right = ControlVector.train(model, tokenizer, dataset)
+    tokenizer.padding_side = "left"
+    left = ControlVector.train(model, tokenizer, dataset)
+    assert cosine(left.directions[1], right.directions[1]) < 1 - 1e-3
+    with es.accelerate("repeng"):
+        assert_same_vectors(ControlVector.train(model, tokenizer, dataset), right)
 
 
 def test_train_leaves_the_model_alone(tiny_llama, pairs):
