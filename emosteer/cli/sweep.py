@@ -61,6 +61,9 @@ def status(folder: str = FOLDER) -> None:
 def report(
     folder: str = FOLDER,
     csv: Path = typer.Option(None, help="Write the summary as CSV as well."),  # noqa: B008
+    out: Path = typer.Option(  # noqa: B008
+        None, help="Write dose-response curves here: report.html, pictures, curves.csv, failures.csv."
+    ),
 ) -> None:
     """Means of each metric by concept and strength, with the controls."""
     from emosteer.sweep import Sweep
@@ -73,6 +76,9 @@ def report(
             from pyarrow import csv as writer
 
             writer.write_csv(summary, csv)
+        if out is not None:
+            for path in found.report().write(out):
+                print(path)
 
 
 def _state(found: Opened) -> None:
