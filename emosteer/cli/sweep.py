@@ -41,7 +41,7 @@ def resume(
     folder: str = FOLDER, engine: str = ENGINE, retry_failed: bool = RETRY, quiet: bool = QUIET
 ) -> None:
     """Go on with the sweep of a folder, as its manifest defines it."""
-    from emosteer.sweep.sweep import resumed
+    from emosteer.sweep.manifest import resumed
 
     with _said():
         found = resumed(folder).run(folder, engine, retry_failed=retry_failed, progress=not quiet)

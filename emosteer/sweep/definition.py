@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -190,8 +191,6 @@ def program_definition(program: Program) -> list[dict[str, Any]]:
     found = []
     keep = {} if program.preserve_norm is None else {"preserve_norm": program.preserve_norm}
     for slot in program.slots:
-        import math
-
         candidates = {
             "add": {"strength": slot.strength},
             "rotate": {"degrees": math.degrees(slot.rotate)},

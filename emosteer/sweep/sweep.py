@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from emosteer.bank import Bank
 from emosteer.models.blocks import find_decoder, resolve_layers
-from emosteer.models.capture import name_of
 from emosteer.programs import Program
 
 from . import metrics as kinds
 from .arms import CONTROLS, arms_of, with_controls
-from .definition import DefinitionError, keywords, program_definition, read_yaml
+from .definition import DefinitionError, keywords, read_yaml
 from .engines import engine as engine_of
 from .generation import Generation
 from .identity import model_id, positions_label, positions_of
+from .manifest import bank_bytes, manifest_of
 from .metrics import Metric
 from .opened import Opened
 from .plan import Plan, prompts_of
@@ -30,8 +27,6 @@ from .runner import Runner
 from .runner.run import ready_metrics
 from .runner.work import remaining
 from .store import Store
-
-VERSIONS = ("emosteer", "torch", "transformers", "numpy", "pyarrow")
 
 
 class Sweep:
@@ -101,6 +96,7 @@ class Sweep:
         if not isinstance(model, (str, os.PathLike)) and tok is None:
             raise TypeError("tok is missing: a model that is no name needs its tokenizer, tok=…")
         self.model, self.tok = model, tok
+        self.name = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
         self.bank = bank if isinstance(bank, Bank) else Bank.load(bank)
         self.prompts = list(prompts)
         self.programs = (
@@ -155,7 +151,6 @@ class Sweep:
             from emosteer.models.loading import load
 
             dtype = getattr(torch, self.dtype, None) if isinstance(self.dtype, str) else self.dtype
-            self._name = os.fspath(self.model)
             self.model, self.tok = load(
                 self.model, dtype=dtype or torch.float32, device=self.device, revision=self.revision
             )
@@ -227,103 +222,14 @@ class Sweep:
             if retry_failed:
                 store.forget_failed()
             done = store.done()
-            store.write_bank(_bank_bytes(self.bank))
-            store.write_manifest(self.manifest(plan, metrics, folder))
+            store.write_bank(bank_bytes(self.bank))
+            store.write_manifest(manifest_of(self, plan, metrics))
             text_id = next((m.id(self.generation) for m in metrics if m.kind == "text"), None)
             total = sum(1 for _ in plan) if self.exclude or self.where else plan.size
             with SweepProgress(total, show=progress) as bar:
                 works = remaining(plan, metrics, self.generation, done, text_id, skipped=bar.skipped)
                 carry_out(self.runner(), works, store, bar, flush_seconds=flush_seconds, **options)
         return Opened(store)
-
-    def manifest(self, plan: Plan, metrics: Sequence[Metric], folder: Any) -> dict[str, Any]:
-        """What the folder says of itself."""
-        name, revision = name_of(self.model)
-        return {
-            "definition": self.definition(),
-            "model": {"name": name, "revision": revision, "id": plan.model_id},
-            "units": plan.size,
-            "axes": plan.axes(),
-            "metrics": {
-                m.id(self.generation): {"name": m.name, "kind": m.kind, **m.definition()} for m in metrics
-            },
-            "versions": _versions(),
-            "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
-
-    def definition(self) -> dict[str, Any]:
-        """The sweep as a YAML file would say it; what it could not say is under `python`."""
-        found: dict[str, Any] = {
-            "model": getattr(self, "_name", self.model if isinstance(self.model, str) else None),
-            "revision": self.revision,
-            "dtype": str(self.dtype).removeprefix("torch.") if self.dtype is not None else None,
-            "device": self.device,
-            "prompts": self.prompts,
-            "strengths": list(self.strengths) or None,
-            "layers": [list(one) if isinstance(one, (tuple, range)) else one for one in self.layers],
-            "positions": list(self.position_labels),
-            "seeds": list(self.seeds),
-            "generation": {k: getattr(self.generation, k) for k in Generation.__dataclass_fields__},
-            "controls": list(self.controls),
-            "random_directions": self.random_directions,
-            "control_seed": self.control_seed,
-            "exclude": [dict(rule) for rule in self.exclude] or None,
-            "relative": self.relative,
-            "batch_tokens": self.batch_tokens,
-            "batch_rows": self.batch_rows,
-        }
-        python: list[str] = []
-        if found["model"] is None:
-            python.append("model: given as an object")
-        if self.where is not None:
-            python.append("where: a function")
-        given = self.programs
-        if given is not None and given != "all":
-            given = [given] if isinstance(given, (str, Program)) else given
-            try:
-                found["programs"] = [p if isinstance(p, str) else program_definition(p) for p in given]
-            except ValueError as error:
-                python.append(f"programs: {error}")
-        found["metrics"] = []
-        for metric in self.metrics:
-            definition = metric.definition()
-            if metric.kind == "judge":
-                if definition["function"] is None:
-                    python.append(f"metrics: the judge {metric.name!r} is a function of a program")
-                definition = {"function": definition["function"]}
-            if metric.kind == "readings" and definition.pop("directions", None):
-                python.append(f"metrics: {metric.name!r} reads on another bank")
-            found["metrics"].append({metric.kind: {**definition, "name": metric.name}})
-        found = {key: value for key, value in found.items() if value is not None}
-        return {**found, "python": python} if python else found
-
-
-def resumed(folder: str | os.PathLike[str], *, model: Any = None, tok: Any = None) -> Sweep:
-    """The sweep that a folder's manifest defines, to be run on.
-
-    Args:
-        model, tok: where the sweep was given a model as an object.
-
-    Raises:
-        FileNotFoundError: no folder of a sweep.
-        ValueError: the sweep has parts that only the program which made it can give.
-    """
-    store = Store(folder)
-    definition = dict(store.manifest()["definition"])
-    missing = [why for why in definition.pop("python", []) if model is None or not why.startswith("model:")]
-    if missing:
-        raise ValueError(
-            f"{store} cannot be resumed from its manifest alone ({'; '.join(missing)}); "
-            f"run the same es.Sweep(…).run({str(folder)!r}) again, it goes on from there"
-        )
-    with tempfile.TemporaryDirectory() as temporary:
-        path = Path(temporary) / "bank.safetensors"
-        path.write_bytes(store.read_bank())
-        found = keywords({**definition, "bank": str(path)}, Path.cwd())
-        found["bank"] = Bank.load(path)
-    if model is not None:
-        found.update(model=model, tok=tok)
-    return Sweep(**found)
 
 
 def _numbers(name: str, given: Any, *, whole: bool = False) -> tuple[Any, ...]:
@@ -360,20 +266,3 @@ def _layers(given: Any, depth: int, bank: Bank) -> tuple[int, ...]:
     if missing and (not isinstance(given, str) or len(missing) == len(wanted)):
         raise ValueError(f"layers {missing} are not in the bank, which has {list(bank.layers)}")
     return tuple(layer for layer in wanted if layer in bank.layers)
-
-
-def _bank_bytes(bank: Bank) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "bank.safetensors"
-        bank.save(path)
-        return path.read_bytes()
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in VERSIONS:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .cache import KV, Stripe, past_cache, side_by_side
 from .passes import Passes
-from .prefix import Prefix, _new, right_padded
+from .prefix import Prefix, added, right_padded
 from .steered import Steered
 from .work import Work
 
@@ -115,7 +115,7 @@ def _run(
         if keep and cache is not None:
             own = [None] * depth
             for layer in range(block + 1, depth):
-                keys, values = _new(cache.layers[layer])
+                keys, values = added(cache.layers[layer])
                 own[layer] = keys[row, :, : length - first], values[row, :, : length - first]
         ready.append(Ready(work, prefix, first, logits[row], block, own))
     return ready

@@ -84,14 +84,14 @@ def _batch(passes: Passes, steered: Steered, prompts: Sequence[Prompt], whole: b
     for row, (prompt, length) in enumerate(zip(prompts, lengths)):
         kv: list[KV | None] = [None] * depth
         for block in range(run):
-            keys, values = _new(cache.layers[block])
+            keys, values = added(cache.layers[block])
             kv[block] = keys[row, :, :length], values[row, :, :length]
         last = None if logits is None else logits[row]
         found.append(Prefix(prompt, kv, seen[0][row, :length], last))
     return found
 
 
-def _new(layer: object) -> KV:
+def added(layer: object) -> KV:
     assert isinstance(layer, PastLayer)
     return layer.new
 

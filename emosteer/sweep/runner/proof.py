@@ -14,7 +14,7 @@ from ..plan import Prompt
 from .cache import RowCache, Stripe, past_cache
 from .memory import Budget
 from .passes import Passes
-from .prefix import _new, prefixes, right_padded
+from .prefix import added, prefixes, right_padded
 from .steered import Steered
 
 # What two ways of computing a logit may differ by, in standard deviations of the logits.
@@ -78,7 +78,7 @@ def _try(passes: Passes, steered: Steered, budget: Budget) -> str | None:
                 assert shared is not None
                 stripes.append(Stripe((shared,)))
             else:
-                keys, values = _new(cache.layers[layer])
+                keys, values = added(cache.layers[layer])
                 stripes.append(Stripe(((keys[0], values[0]),)))
         rows.admit(stripes)
     with steered.batch([-1, -1], [len(text) for text in texts]):

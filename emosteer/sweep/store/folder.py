@@ -44,6 +44,7 @@ class Store:
         self.run_id = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:8]}"
         self._written = 0
         self._lease: Lease | None = None
+        self._aside: list[str] = []
 
     def __str__(self) -> str:
         return str(self.place)
@@ -163,7 +164,7 @@ class Store:
 
     def set_aside(self) -> list[str]:
         """Names of the files that were no whole parts, found by this store."""
-        return list(self.__dict__.get("_aside", []))
+        return list(self._aside)
 
     def forget_failed(self) -> int:
         """Take the failed rows out, so that they run again; wants `running()`. Returns how many."""
@@ -182,7 +183,7 @@ class Store:
             except FileNotFoundError:  # set aside by a runner meanwhile
                 continue
             except ValueError as error:
-                self.__dict__.setdefault("_aside", []).append(name)
+                self._aside.append(name)
                 where = "left out"
                 if set_aside:
                     self.place.move(name, f"{SET_ASIDE}/{name}")
