@@ -133,18 +133,26 @@ def peak_memory(count: int) -> tuple[int, int]:
         for k in range(n):
             yield f"label {k % 171}", " ".join(rng.sample(words, MEMORY_WORDS))
 
-    def extract(n: int) -> None:
-        es.extract(model, tok, texts(n), neutral=(), layers=[MEMORY_LAYER], progress=False)
+    def extract(n: int, batch_tokens: int) -> None:
+        es.extract(
+            model,
+            tok,
+            texts(n),
+            neutral=(),
+            layers=[MEMORY_LAYER],
+            batch_tokens=batch_tokens,
+            progress=False,
+        )
 
     def peak() -> int:
         with open("/proc/self/status") as status:
             return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
-    extract(171)  # what is imported and allocated once
+    extract(10, 64)  # what is imported and allocated once
     with open("/proc/self/clear_refs", "w") as reset:
         reset.write("5")  # the peak starts anew: loading does not count
     before = peak()
-    extract(count)
+    extract(count, 1024)  # even 100 texts fill a batch
     return before, peak()
 
 

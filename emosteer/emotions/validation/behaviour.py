@@ -18,8 +18,8 @@ from .statistics import spearman, wilson
 UNSTEERED = "unsteered"
 # Emotions whose dose–response is drawn, those of the setting's concepts first.
 ARMS = ("desperate", "calm")
-ANSWER_TOKENS = {True: 48, False: 80}
-SEEDS = {True: 2, False: 6}
+ANSWER_TOKENS = {True: 48, False: 64}
+SEEDS = {True: 2, False: 5}
 
 # A choice has no interval of its own: smaller changes of its probability are not counted.
 LEAST_CHANGE = 0.1

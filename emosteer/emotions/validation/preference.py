@@ -23,18 +23,14 @@ ACTIVITIES = (
     "write a thank-you letter to a nurse",
     "plan a birthday party for a friend",
     "explain how rainbows form",
-    "suggest a walk through a spring garden",
     "translate a love poem",
     "sort a list of invoices by date",
-    "convert a table of lengths from feet to metres",
     "summarise a manual for a dishwasher",
     "count the commas in a long document",
-    "fill in a customs form",
     "proofread a list of postcodes",
     "listen to a man insult you for an hour",
     "write an apology for a mistake that you did not make",
     "tell a family that their dog has died",
-    "describe an accident in an abattoir",
     "write a threat to a witness",
     "help someone cheat an old woman out of her savings",
 )
@@ -46,7 +42,8 @@ def study(setting: Setting) -> Found:
     """Elo ratings of activities from choices between all pairs, in both orders."""
     activities = ACTIVITIES[::2] if setting.quick else ACTIVITIES
     choices = Choices(setting, activities)
-    plain = elo(choices.wins(None))
+    chosen = choices.first(None)
+    plain, order_effect = elo(chosen)
     z = torch.stack(
         [
             one[-1]
@@ -72,23 +69,25 @@ def study(setting: Setting) -> Found:
     strength = setting.strengths[len(setting.strengths) // 2]
     shifts = {}
     for name in (
-        *setting.concepts[: 3 if setting.quick else 6],
+        *setting.concepts[: 3 if setting.quick else 4],
         *setting.random[: 1 if setting.quick else 2],
     ):
-        moved = elo(choices.wins(add(name, strength), steered)) - plain
+        moved = elo(choices.first(add(name, strength), steered))[0] - plain
         shifts[name] = float(moved[steered].mean() - moved[~steered].mean())
     found = Found(
         "preference",
         "Does what the model would rather do go with what its directions read?",
         f"{len(activities)} activities, all pairs in both orders, log-probability of A against B; Elo ratings by "
-        f"Bradley–Terry. Readings after block {setting.layer} where the model is asked to do the activity. Steering: "
+        f"Bradley–Terry with an order effect. "
+        f"Readings after block {setting.layer} where the model is asked to do the activity. Steering: "
         f"the tokens of half of the activities in every question, strength {strength:g}; the shift is that half's mean "
         f"change less the other's.",
     )
-    first = choices.first_share
+    off = ~torch.eye(len(activities), dtype=torch.bool)
+    share = float((chosen[off] > 0.5).double().mean())
     found.findings.append(
-        f"The model chooses A in {first:.0%} of the questions whatever stands there; ratings spread from "
-        f"{float(plain.min()):.0f} to {float(plain.max()):.0f} Elo."
+        f"A is likelier than B in {share:.0%} of the questions; standing first is worth {order_effect:+.0f} Elo, which "
+        f"the ratings leave out. They spread from {float(plain.min()):.0f} to {float(plain.max()):.0f}."
     )
     top = follows.argsort(descending=True).tolist()
     found.findings.append(
@@ -128,7 +127,8 @@ def study(setting: Setting) -> Found:
     ]
     found.numbers = {
         "elo": dict(zip(activities, plain.tolist())),
-        "first_share": first,
+        "first_share": share,
+        "order_effect": order_effect,
         "correlation_by_emotion": dict(zip(setting.bank.names, follows.tolist())),
         "valence_of_correlation": by_valence,
         "strength": strength,
@@ -143,11 +143,7 @@ def study(setting: Setting) -> Found:
 
 
 class Choices:
-    """All questions between pairs of activities, with the tokens where each activity stands.
-
-    Attributes:
-        first_share: how often A was chosen when nothing was steered.
-    """
+    """All questions between pairs of activities, with the tokens where each activity stands."""
 
     def __init__(self, setting: Setting, activities: tuple[str, ...]) -> None:
         self.setting, self.n = setting, len(activities)
@@ -159,10 +155,9 @@ class Choices:
             self.prompts.append(ids)
             self.spans.append(spans)
         self.options = [setting.word("A")[0], setting.word("B")[0]]
-        self.first_share = float("nan")
 
-    def wins(self, program: Program | None, steered: Tensor | None = None) -> Tensor:
-        """`[N, N]`: the probability with which i was chosen over j, summed over both orders."""
+    def first(self, program: Program | None, steered: Tensor | None = None) -> Tensor:
+        """float64 `[N, N]`: the probability with which i, as A, was chosen over j, as B."""
         masks = None
         if steered is not None:
             masks = []
@@ -175,14 +170,10 @@ class Choices:
         logits = self.setting.next_token(
             self.prompts, self.options, None if program is None else [program] * len(self.prompts), masks
         )
-        first = logits.double().softmax(1)[:, 0]
-        if program is None:
-            self.first_share = float((first > 0.5).double().mean())
-        wins = torch.zeros(self.n, self.n, dtype=torch.float64)
-        for (i, j), p in zip(self.pairs, first.tolist()):
-            wins[i, j] += p
-            wins[j, i] += 1 - p
-        return wins
+        found = torch.full((self.n, self.n), 0.5, dtype=torch.float64)
+        for (i, j), p in zip(self.pairs, logits.double().softmax(1)[:, 0].tolist()):
+            found[i, j] = p
+        return found
 
 
 def located(setting: Setting, a: str, b: str) -> tuple[Tokens, tuple[range, range]]:

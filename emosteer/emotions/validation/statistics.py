@@ -43,29 +43,35 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
-def elo(wins: Tensor, prior: float = 0.1) -> Tensor:
-    """float64 `[N]`: Elo ratings about 1000 from a matrix of choices.
+def elo(first: Tensor, ridge: float = 1e-3) -> tuple[Tensor, float]:
+    """Elo ratings about 1000, and the advantage of standing first, from choices in both orders.
 
-    The maximum of the Bradley–Terry likelihood P(i over j) = 1 / (1 + 10^((R_j − R_i)/400)), with
-    `prior` draws between all pairs, which keep the ratings of all-round winners finite
-    (Bradley & Terry, 1952; Elo, 1978).
+    The maximum of the Bradley–Terry likelihood with an order effect,
+    P(i over j, i first) = 1 / (1 + 10^((R_j − R_i − H)/400)), less `ridge`/2 of the squared strengths,
+    which keeps the ratings of all-round winners finite (Bradley & Terry, 1952; Davidson & Beaver, 1977;
+    Elo, 1978). A chooser who mostly takes the second of two is no obstacle.
 
     Args:
-        wins: `[N, N]`, how often (or with what probability) i was chosen over j.
-        prior: draws added to each pair.
+        first: `[N, N]`, the probability (or share) with which i, standing first, was chosen over j.
+        ridge: in units of one question between a pair.
     """
-    n = len(wins)
-    games = wins.double() + prior * (1 - torch.eye(n, dtype=torch.float64))
-    strength = torch.zeros(n, dtype=torch.float64)
-    for _ in range(50):  # Newton's method
-        p = torch.sigmoid(strength[:, None] - strength[None])
-        total = games + games.T
-        slope = (games - total * p).sum(1)
-        weight = total * p * (1 - p)
-        curvature = torch.diag(weight.sum(1)) - weight + 1.0 / n  # the mean is free: pin it
+    n = len(first)
+    i, j = (~torch.eye(n, dtype=torch.bool)).nonzero(as_tuple=True)
+    y = first.double()[i, j]
+    design = torch.zeros(len(y), n + 1, dtype=torch.float64)
+    at = torch.arange(len(y))
+    design[at, i], design[at, j], design[:, n] = 1.0, -1.0, 1.0
+    penalty = ridge * torch.eye(n + 1, dtype=torch.float64)
+    found = torch.zeros(n + 1, dtype=torch.float64)
+    for _ in range(100):  # Newton's method, each step at most 1 so that it cannot overshoot
+        p = torch.sigmoid(design @ found)
+        slope = design.T @ (y - p) - penalty @ found
+        curvature = design.T @ ((p * (1 - p))[:, None] * design) + penalty
         step = torch.linalg.solve(curvature, slope)
-        strength += step
+        step *= min(1.0, 1.0 / max(float(step.abs().max()), 1e-30))
+        found += step
         if float(step.abs().max()) < 1e-10:
             break
-    strength -= strength.mean()
-    return 1000 + strength * 400 / torch.log(torch.tensor(10.0, dtype=torch.float64))
+    unit = 400 / torch.log(torch.tensor(10.0, dtype=torch.float64))
+    strength = found[:n] - found[:n].mean()
+    return 1000 + strength * unit, float(found[n] * unit)
