@@ -200,11 +200,12 @@ class Sweep:
 
         Args:
             folder: local path or fsspec URL; new, empty, or of a sweep.
-            engine: "local"; "ray" and "vllm" say what they need.
+            engine: "local", or "ray" for the workers of a Ray cluster; "vllm" says what it lacks.
             retry_failed: run rows again that failed before.
             progress: show units done, units a second, time left and failures.
             flush_seconds: between two parts; None: 2 s at first, up to a minute in long runs.
-            options: of the engine.
+            options: of the engine; those of "ray" are listed at `ray_engine.run_ray`: num_workers,
+                cpus_per_worker, gpus_per_worker, resources, address and more.
 
         Returns:
             the folder, opened.
@@ -219,6 +220,9 @@ class Sweep:
         with store.running():
             plan = self.plan()
             metrics = ready_metrics(self.metrics, self.bank, find_decoder(self.model).depth)
+            runner = self.runner()
+            for continuation in (c for metric in metrics for c in metric.continuations):
+                runner.ids(continuation)  # one without a token is told now, not by every unit
             if retry_failed:
                 store.forget_failed()
             done = store.done()
@@ -228,7 +232,9 @@ class Sweep:
             total = sum(1 for _ in plan) if self.exclude or self.where else plan.size
             with SweepProgress(total, show=progress) as bar:
                 works = remaining(plan, metrics, self.generation, done, text_id, skipped=bar.skipped)
-                carry_out(self.runner(), works, store, bar, flush_seconds=flush_seconds, **options)
+                if engine == "ray":  # its workers make runners of their own
+                    options["sweep"] = self
+                carry_out(runner, works, store, bar, flush_seconds=flush_seconds, **options)
         return Opened(store)
 
 

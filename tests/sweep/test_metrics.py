@@ -155,3 +155,23 @@ def test_errors_in_a_unit_are_rows(sweep, tmp_path, model):
     assert {row["error"] for row in rows if row["prompt"] != "1"} == {None}
     assert len(one.run(tmp_path / "a", progress=False, retry_failed=True).table()) == len(rows)
     assert es.Sweep.open(tmp_path / "a").status().failed == 0
+
+
+def test_what_does_not_fit_the_model_is_a_row(sweep, tmp_path, model):
+    """The tiny model has 512 positions; 507 tokens and 6 to come are one too many."""
+    prompts = ["hello there, ", "x" * 506, "y" * 507]
+    found = sweep(metrics=[m.text()], prompts=prompts).run(tmp_path / "a", progress=False)
+    errors = {row["prompt"]: row["error"] for row in found.table().to_pylist()}
+    assert errors["0"] is None
+    assert errors["1"] is None
+    assert errors["2"] == (
+        "ValueError: the prompt has 507 tokens and up to 6 follow; the model has 512 positions"
+    )
+
+
+def test_a_continuation_without_a_token(sweep, tmp_path, tok):
+    from tokenizers import normalizers
+
+    tok.backend_tokenizer.normalizer = normalizers.Replace("~", "")
+    with pytest.raises(ValueError, match="the continuation '~' has no token"):
+        sweep(metrics=[m.choices(["A", "~"])]).run(tmp_path / "a", progress=False)

@@ -19,7 +19,7 @@ from .passes import Passes
 from .proof import why_not
 from .steered import Steered
 from .window import Window
-from .work import Work, rows_of
+from .work import Work, failed_rows, rows_of
 
 # Units that are looked at together, to sort them by length.
 WINDOW = 4096
@@ -86,8 +86,14 @@ class Runner:
 
     def _group(self, works: Iterable[Work], layers: tuple[int, ...], positions: str) -> Iterator[list[Row]]:
         for whole in windows(works, WINDOW):
-            yield from (self._from_text(work) for work in whole if not work.needs_model)
-            window = [work for work in whole if work.needs_model]
+            window = []
+            for work in whole:
+                if not work.needs_model:
+                    yield self._from_text(work)
+                elif (why := self._too_long(work)) is not None:
+                    yield failed_rows(work, ValueError(why), self.generation)
+                else:
+                    window.append(work)
             if not window:
                 continue
             slots = max(len(work.unit.program.slots) for work in window)
@@ -100,6 +106,22 @@ class Runner:
         """The rows of a unit whose text is all that its metrics want."""
         text = self.tok.decode(list(work.tokens or ()), skip_special_tokens=True)
         return rows_of(work, Seen(work.unit, text=text, tokens=work.tokens), self.generation)
+
+    def _too_long(self, work: Work) -> str | None:
+        """Why a model with so many positions cannot take a unit; a GPU would not survive the attempt."""
+        config: Any = getattr(self.passes.model, "config", None)
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        room = getattr(text, "max_position_embeddings", None)
+        if not isinstance(room, int):
+            return None
+        follow = [len(self.ids(c)) for c in work.continuations]
+        follow.append(self.generation.max_new_tokens if work.generates else len(work.tokens or ()))
+        length = len(work.unit.prompt.tokens)
+        if length + max(follow) <= room:
+            return None
+        return (
+            f"the prompt has {length} tokens and up to {max(follow)} follow; the model has {room} positions"
+        )
 
     def shares(self, steered: Steered) -> bool:
         """Whether the model can be run in pieces; tried once."""
