@@ -241,7 +241,7 @@ def steer_long_kernel(
             stream = tl.load(there + at, mask=fits, other=0.0)
             w = tl.load(weight + at, mask=fits, other=0.0).to(tl.float32) + weight_offset
             y = (stream.to(tl.float64) * inverse).to(tl.float32) * w
-            tl.store(normed + n * dim + at, y.to(raw.dtype), mask=fits)
+            tl.store(normed + n * dim + at, y.to(stream.dtype), mask=fits)
 
 
 @triton.jit(do_not_specialize=["inner"])

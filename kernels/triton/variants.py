@@ -11,9 +11,10 @@ from . import launches
 from .launches import Launch, Rows
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-# Widths of models from 135M to 405B parameters; 577 is aligned to nothing, above 8192 rows come in blocks.
-WIDTHS = (576, 2048, 4096, 5120, 8192, 16384)
-SLOTS = (1, 4)
+# Widths of models from 135M to 405B parameters, one for each block; above 8192 rows come in blocks.
+WIDTHS = (576, 2048, 4096, 8192, 16384)
+# Tables of one slot, of as many as a steered model has by default, and of many.
+SLOTS = (1, 4, 32)
 DIRECTIONS = 171
 
 
