@@ -68,12 +68,16 @@ def engine(name: str) -> Callable[..., Any]:
     """The engine of a name.
 
     Raises:
-        ValueError: no such engine, or one that cannot be used here, and why.
+        ValueError, ImportError: no such engine, or one that cannot be used here, and why.
     """
     if name == "local":
         return run_local
     if name == "ray":
-        raise ValueError('engine "ray" is not part of this version of emosteer; use engine="local"')
+        from .ray_engine import run_ray
+        from .ray_engine.cluster import imported
+
+        imported()
+        return run_ray
     if name == "vllm":
         raise ValueError(
             'engine "vllm" is not part of this version of emosteer: vLLM steers no row by itself; use engine="local"'

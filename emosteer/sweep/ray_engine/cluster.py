@@ -1,0 +1,104 @@
+"""Ray itself: imported where it is used, without telemetry and dashboard; what a cluster has room for."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def imported() -> Any:
+    """The module `ray`, with its usage reports off unless somebody set them.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise ImportError('engine "ray" needs Ray: pip install "emosteer[ray]"') from None
+    return ray
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[Any]:
+    """The module `ray`, connected: to what it is connected to already, else to an address or this machine alone.
+
+    Args:
+        address: of a cluster, as `ray.init` takes it; None: the environment's RAY_ADDRESS, else a
+            cluster of this machine that ends with the run.
+    """
+    ray = imported()
+    if ray.is_initialized():
+        yield ray
+        return
+    ray.init(address=address, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How many workers there are, and what each of them takes.
+
+    Attributes:
+        workers: None for as many as the cluster has room for.
+        cpus, gpus: of each; a GPU may be shared by a fraction.
+        resources: further ones by name, such as {"accelerator_type:H100": 0.001} or a label of a node.
+    """
+
+    workers: int | None = None
+    cpus: float = 1
+    gpus: float = 0
+    resources: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and (
+            isinstance(self.workers, bool) or not isinstance(self.workers, int) or self.workers < 1
+        ):
+            raise ValueError(f"num_workers must be an integer of at least 1 or None, got {self.workers!r}")
+        amounts = {"cpus_per_worker": self.cpus, "gpus_per_worker": self.gpus}
+        for name, value in {**amounts, **{f"resources[{k!r}]": v for k, v in self.resources.items()}}.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+
+    def count(self, ray: Any) -> int:
+        """Workers to start, of those that the cluster's nodes have room for.
+
+        Raises:
+            ValueError: no node has room for one and no number was asked for.
+        """
+        wanted = {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        room = sum(
+            int(min((node.get(name, 0) / amount for name, amount in wanted.items() if amount), default=1))
+            for node in nodes
+        )
+        if self.workers is None and not room:
+            raise ValueError(
+                f"no node of the Ray cluster has room for a worker of {wanted}; the nodes have {nodes}"
+            )
+        if self.workers is not None and self.workers > room:
+            warnings.warn(
+                f"the Ray cluster has room for {room} workers of {wanted}, {self.workers} were asked for: the rest "
+                "wait until nodes join",
+                stacklevel=4,
+            )
+        return self.workers or room
+
+    def options(self) -> dict[str, Any]:
+        """Of an actor. The driver replaces lost ones: it knows what they had written."""
+        return {
+            "num_cpus": self.cpus,
+            "num_gpus": self.gpus,
+            "resources": dict(self.resources) or None,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+        }

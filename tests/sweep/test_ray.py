@@ -1,0 +1,205 @@
+"""The Ray engine on a cluster of two nodes in this machine: the rows of the local engine, whoever dies."""
+
+import os
+import signal
+import threading
+import time
+
+import pyarrow.parquet as pq
+import pytest
+
+import emosteer as es
+from emosteer.sweep import Row, Store
+
+from . import victim
+
+ray = pytest.importorskip("ray")
+psutil = pytest.importorskip("psutil")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes of two processors; no dashboard, no usage reports."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from ray.cluster_utils import Cluster
+
+    node = dict(num_cpus=2, include_dashboard=False, object_store_memory=80 << 20)
+    found = Cluster(initialize_head=True, head_node_args=node)
+    found.add_node(num_cpus=2, object_store_memory=80 << 20, resources={"second": 2})
+    ray.init(address=found.address, log_to_driver=False, configure_logging=False)
+    yield found
+    ray.shutdown()
+    found.shutdown()
+
+
+def patient(text):
+    time.sleep(0.03)
+    return victim.judge(text)
+
+
+def sweep(**changed):
+    """The victim's sweep, slow enough for two workers to share it."""
+    metrics = [es.metrics.choices(["A", "B"]), es.metrics.judge(patient, version="1")]
+    return victim.sweep(**{"metrics": metrics, **changed})
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """What one process finds, by unit and metric."""
+    table = sweep().run(tmp_path_factory.mktemp("local"), progress=False).table()
+    return {(row["unit"], row["metric_id"]): row for row in table.to_pylist()}
+
+
+def workers():
+    """Processes of workers, of the nodes that this process started."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        try:
+            if child.cmdline()[:1] and child.cmdline()[0].startswith("ray::Worker"):
+                found.append(child)
+        except psutil.Error:
+            continue
+    return found
+
+
+def assert_same(folder, local):
+    """The rows of the local engine, on disk each once."""
+    table = es.Sweep.open(folder).table().to_pylist()
+    assert {(row["unit"], row["metric_id"]) for row in table} == set(local)
+    for row in table:
+        same = local[row["unit"], row["metric_id"]]
+        assert row["error"] == same["error"]
+        assert row["tokens"] == same["tokens"]
+        assert row["value"] == pytest.approx(same["value"], abs=1e-5, nan_ok=True)
+    files = [pq.read_table(path) for path in folder.glob("part-*.parquet")]
+    assert sum(map(len, files)) == len(table)
+
+
+def test_same_rows_as_local(cluster, local, tmp_path):
+    """Several workers on both nodes; and a second run has nothing to do."""
+    found = sweep().run(tmp_path / "ray", "ray", num_workers=3, units_per_task=9, progress=False)
+    assert_same(tmp_path / "ray", local)
+    writers = {name.rsplit("-", 1)[0] for name in found.store.parts()}
+    assert 2 <= len(writers) <= 3  # the third may come too late
+    before = found.store.parts()
+    sweep().run(tmp_path / "ray", "ray", num_workers=1, progress=False)
+    assert found.store.parts() == before
+
+
+def test_killed_in_the_middle(cluster, local, tmp_path):
+    """Worker after worker is killed while it works; nothing is missing, nothing is there twice."""
+    folder, over, killed = tmp_path / "ray", threading.Event(), []
+
+    def kill():
+        seen = 0
+        while not over.is_set() and len(killed) < 3:
+            parts = len(list(folder.glob("part-*.parquet"))) if folder.exists() else 0
+            if parts > seen and (alive := workers()):
+                seen = parts
+                alive[len(killed) % len(alive)].send_signal(signal.SIGKILL)
+                killed.append(parts)
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        sweep().run(folder, "ray", num_workers=2, units_per_task=5, progress=False)
+    finally:
+        over.set()
+        killer.join()
+    assert len(killed) == 3
+    assert_same(folder, local)
+
+
+def deadly(prompt, text):
+    if prompt == "number 7 is":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 1.0
+
+
+def test_a_unit_that_kills_its_worker_is_given_up(cluster, tmp_path):
+    """It becomes failed rows that say so; its neighbours are run."""
+    one = sweep(
+        prompts=[f"number {n} is" for n in range(5, 9)],
+        programs=["calm"],
+        strengths=(0.2,),
+        controls=["unsteered"],
+        metrics=[es.metrics.judge(deadly, version="1")],
+    )
+    folder = tmp_path / "ray"
+    one.run(folder, "ray", num_workers=1, units_per_task=4, progress=False)
+    rows = es.Sweep.open(folder).table().to_pylist()
+    assert len(rows) == 2 * 4 * 2
+    for row in rows:
+        if row["prompt_text"] == "number 7 is":
+            assert "workers died over it" in row["error"]
+        else:
+            assert row["error"] is None
+
+
+def test_what_a_lost_worker_had_written(tmp_path):
+    """Its parts count, those of a worker whose number begins alike do not."""
+    from emosteer.sweep.ray_engine.driver import written_by
+
+    units = list(sweep().plan())[:3]
+    store = Store(tmp_path)
+    for run_id, unit in (("r.0001", units[0]), ("r.0001", units[1]), ("r.00011", units[2])):
+        store.run_id = run_id
+        store.append([Row(unit, "m", "00" * 8, 1.0), Row(unit, "n", "01" * 8, error="E: no")])
+    assert written_by(store, "r.0001") == {units[0].id: 1, units[1].id: 1}
+
+
+def test_placement(cluster, local, tmp_path):
+    """Further resources say on which node; workers wait for room, and no room at all is an error."""
+    one = sweep()
+    one.run(tmp_path / "ray", "ray", resources={"second": 1}, cpus_per_worker=1, progress=False)
+    assert_same(tmp_path / "ray", local)
+    with pytest.raises(ValueError, match="no node of the Ray cluster has room for a worker of .*'GPU': 1"):
+        one.run(tmp_path / "gpu", "ray", gpus_per_worker=1, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"num_workers": 0}, "num_workers must be an integer of at least 1 or None, got 0"),
+        ({"cpus_per_worker": -1}, "cpus_per_worker must be a number of at least 0"),
+        ({"resources": {"x": "y"}}, r"resources\['x'\] must be a number"),
+        ({"in_flight": 0}, "in_flight must be an integer of at least 1"),
+        ({"units_per_task": True}, "units_per_task must be an integer of at least 1"),
+    ],
+)
+def test_wrong_arguments(tmp_path, wrong, error):
+    with pytest.raises(ValueError, match=error):
+        sweep().run(tmp_path / "ray", "ray", progress=False, **wrong)
+
+
+def test_a_worker_that_cannot_begin(cluster, tmp_path):
+    """Its reason is the run's."""
+    one = sweep()
+    runner = one.runner()
+    runner.bank = None
+    one.runner = lambda: runner
+    with pytest.raises(Exception, match="bank|NoneType"):
+        one.run(tmp_path / "ray", "ray", num_workers=1, progress=False)
+
+
+def test_tasks_follow_the_speed():
+    from emosteer.sweep.ray_engine.tasks import FIRST, Tasks
+
+    tasks = Tasks(iter(range(10**6)), 10**6, 10, None, None)
+    assert len(tasks.next().works) == FIRST
+    tasks.took(100, 1.0)
+    assert len(tasks.next().works) == 200  # two seconds at first
+    tasks.taken = 10**6 - 100
+    assert len(tasks.next().works) == 5  # the end is shared out
+    many = Tasks(iter(range(10**6)), 10**6, 1000, None, None)
+    many.took(100, 1.0)
+    assert many.duration() == 50.0  # so that a thousand workers write 20 parts a second
+
+
+def test_without_ray(monkeypatch, tmp_path):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r'pip install "emosteer\[ray\]"'):
+        sweep().run(tmp_path / "ray", "ray", progress=False)
