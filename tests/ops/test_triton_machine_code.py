@@ -27,8 +27,6 @@ REPRESENTATIVE = [
         "moments (triangle)",
     )
 ] + [
-    Pick("steer_rms_norm_ (4 slots, token_row, residual)", "bfloat16", 16384, "sm_90"),
-    Pick("rms_norm", "bfloat16", 16384, "sm_90"),
     Pick("steer_ (1 slot, dense)", dtype, dim, target)
     for dtype, dim, target in (
         ("float16", 576, "sm_80"),
@@ -37,6 +35,10 @@ REPRESENTATIVE = [
         ("bfloat16", 16384, "sm_90"),
         ("bfloat16", 4096, "gfx942"),
     )
+]
+REPRESENTATIVE += [
+    Pick(name, "bfloat16", 16384, "sm_90")
+    for name in ("steer_rms_norm_ (4 slots, token_row, residual)", "rms_norm")
 ]
 
 
