@@ -186,13 +186,13 @@ def test_a_worker_that_cannot_begin(cluster, tmp_path):
 def test_tasks_follow_the_speed():
     from emosteer.sweep.ray_engine.tasks import FIRST, Tasks
 
-    tasks = Tasks(iter(range(10**6)), 10**6, 10, None, None)
+    tasks = Tasks(iter(range(10**6)), 10**6, 10)
     assert len(tasks.next().works) == FIRST
     tasks.took(100, 1.0)
     assert len(tasks.next().works) == 200  # two seconds at first
     tasks.taken = 10**6 - 100
     assert len(tasks.next().works) == 5  # the end is shared out
-    many = Tasks(iter(range(10**6)), 10**6, 1000, None, None)
+    many = Tasks(iter(range(10**6)), 10**6, 1000)
     many.took(100, 1.0)
     assert many.duration() == 50.0  # so that a thousand workers write 20 parts a second
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -53,17 +53,24 @@ class Tasks:
         workers: how many run.
         units: of a task, always; None: by time.
         seconds: of a task; None: as said.
+        clock: seconds; a simulation has its own.
     """
 
     def __init__(
-        self, works: Iterator[Work], total: int, workers: int, units: int | None, seconds: float | None
+        self,
+        works: Iterator[Work],
+        total: int,
+        workers: int,
+        units: int | None = None,
+        seconds: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.works, self.total, self.workers = works, total, workers
         self.units, self.seconds = units, seconds
         self.back: deque[Task] = deque()
         self.taken = 0
         self._speed: float | None = None  # units a second of one worker
-        self._start = time.monotonic()
+        self._clock, self._start = clock, clock()
 
     def next(self) -> Task | None:
         """The next one, None where nothing is left."""
@@ -85,7 +92,7 @@ class Tasks:
         """Seconds that a task is to take."""
         if self.seconds is not None:
             return self.seconds
-        passed = time.monotonic() - self._start
+        passed = self._clock() - self._start
         return max(min(max(SOONEST, SHARE * passed), LATEST), self.workers / PARTS_PER_SECOND)
 
     def took(self, units: int, seconds: float) -> None:
