@@ -5,9 +5,8 @@ Every comparison runs both sides in turn in one process; each round gives one ra
 - the whole pass to two thirds of the depth ÷ a bare forward of those blocks on the same batches
 - the same ÷ a full forward with `output_hidden_states`, texts in file order, 32 a batch
 - peak memory above the model, of 100 and of 10,000 texts, each in a process of its own
-- with `--peers`: repeng's and steering-vectors' own training on the same pairs of texts (they must be installed)
 
-Writes bench/results/extraction.csv and extraction_memory.csv, or extraction_peers.csv.
+Writes bench/results/extraction.csv and extraction_memory.csv. Other libraries: bench/peers_extraction.py.
 """
 
 from __future__ import annotations
@@ -19,10 +18,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from itertools import islice
 
 import torch
-from common import PACKAGES, RESULTS, Result, machine, save, summary
+from common import RESULTS, Result, machine, save, summary
 
 import emosteer as es
 from emosteer.models.batching import batches, longest, tokenised
@@ -87,42 +85,6 @@ def against_forwards(model, tok, count: int, rounds: int) -> list[Result]:
     ]
 
 
-def against_peers(model, tok, count: int, rounds: int) -> list[Result]:
-    """One direction at every block from pairs of stories, by principal component and by mean difference."""
-    import repeng
-    import steering_vectors
-
-    stories = [story.text for story in islice(iter(es.emotions.corpus()), 2 * count)]
-    pairs = list(zip(stories[0::2], stories[1::2]))
-    depth = model.config.num_hidden_layers
-    entries = [repeng.DatasetEntry(positive=a, negative=b) for a, b in pairs]
-    wrapped = repeng.ControlModel(model, list(range(depth)))
-
-    def ours(method: str) -> Callable[[], object]:
-        return lambda: es.extract_pairs(model, tok, pairs, "x", method=method, progress=False)
-
-    times = in_turn(
-        {
-            "es.extract_pairs, pca_diff": ours("pca_diff"),
-            "repeng": lambda: repeng.ControlVector.train(wrapped, tok, entries, batch_size=BATCH),
-            "es.extract_pairs, mean_difference": ours("mean_difference"),
-            "steering-vectors": lambda: steering_vectors.train_steering_vector(
-                model, tok, pairs, layers=list(range(depth)), batch_size=BATCH
-            ),
-        },
-        rounds,
-    )
-    wrapped.unwrap()
-    case = f"{count} pairs, all blocks"
-    return [
-        Result(case, mine, other, times[mine], times[other])
-        for mine, other in (
-            ("es.extract_pairs, pca_diff", "repeng"),
-            ("es.extract_pairs, mean_difference", "steering-vectors"),
-        )
-    ]
-
-
 def peak_memory(count: int) -> tuple[int, int]:
     """kB of this process before and at most during an extraction of `count` short texts."""
     model, tok = es.load("smollm2")
@@ -135,13 +97,7 @@ def peak_memory(count: int) -> tuple[int, int]:
 
     def extract(n: int, batch_tokens: int) -> None:
         es.extract(
-            model,
-            tok,
-            texts(n),
-            neutral=(),
-            layers=[MEMORY_LAYER],
-            batch_tokens=batch_tokens,
-            progress=False,
+            model, tok, texts(n), neutral=(), layers=[MEMORY_LAYER], batch_tokens=batch_tokens, progress=False
         )
 
     def peak() -> int:
@@ -178,7 +134,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--stories", type=int, default=64)
-    parser.add_argument("--peers", action="store_true", help="other libraries; they must be installed")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_grad_enabled(False)
@@ -187,11 +142,6 @@ def main() -> None:
         return
     print(machine())
     model, tok = es.load("smollm2")
-    if options.peers:
-        results = against_peers(model, tok, options.stories // 2, options.rounds)
-        print(summary(results))
-        save("extraction_peers", results, (*PACKAGES, "repeng", "steering-vectors"))
-        return
     results = against_forwards(model, tok, options.stories, options.rounds)
     print(summary(results))
     save("extraction", results)
