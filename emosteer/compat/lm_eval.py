@@ -47,7 +47,7 @@ def _steer(original: Callable, replaced: Replacements, norms: KernelNorms) -> Ca
             for name, module in modules.items():
                 hooks.append(module.register_forward_hook(_hook(hook_to_steer[name], edits[name])))
             if any(edit is not None for edit in edits.values()):
-                hooks.append(norms.hold(model))
+                norms.keep(model)
             yield
         finally:
             for hook in hooks:

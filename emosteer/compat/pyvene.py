@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,7 +22,7 @@ from .kernel_norms import KernelNorms
 from .replacing import Replacements
 
 NO_ROW = -1
-_edits: WeakKeyDictionary[nn.Module, tuple[Tensor, int | None, Edit | None]] = WeakKeyDictionary()
+_edits: WeakKeyDictionary[nn.Module, tuple[int | None, tuple, Edit | None]] = WeakKeyDictionary()
 _SIGNS = {AdditionIntervention: 1.0, SubtractionIntervention: -1.0}
 
 
@@ -44,8 +45,8 @@ def _setter(original: Callable, replaced: Replacements, norms: KernelNorms) -> C
             return original(self, keys, unit_locations_base, subspaces, intervention_additional_kwargs)
         (key,), (locations,) = keys, unit_locations_base
         register = self.intervention_hooks[key]
-        hook = register(_hook(self, key, edit, locations), with_kwargs=True)
-        return HandlerList([hook, norms.hold(self.model)])
+        norms.keep(self.model)
+        return HandlerList([register(_hook(self, key, edit, locations), with_kwargs=True)])
 
     return _intervention_setter
 
@@ -53,11 +54,29 @@ def _setter(original: Callable, replaced: Replacements, norms: KernelNorms) -> C
 def _edit(model: Any, key: Any, subspace: Any, replaced: Replacements) -> Edit | None:
     """What an intervention does to whole rows of a module's output, None where it does something else."""
     intervention = model.interventions[key]
-    sign = _SIGNS.get(type(intervention))
     source = getattr(intervention, "source_representation", None)
-    if sign is None or source is None:
+    if type(intervention) not in _SIGNS or source is None:
         return None  # another intervention, or one that takes its vector from another text
-    dim = intervention.interchange_dim
+    # The hooks are made anew at every pass; what they do seldom changes.
+    version = None if source.is_inference() else source._version
+    given = (model, source, intervention.interchange_dim, model.representations[key], subspace)
+    known = _edits.get(intervention)
+    if known is not None and known[0] == version is not None and all(a is b for a, b in zip(known[1], given)):
+        return known[2]
+    edit = None
+    reason = _obstacle(model, key, intervention, subspace)
+    if reason is not None:
+        replaced.say_once(reason)
+    else:
+        vector = source.reshape(1, -1) * _SIGNS[type(intervention)]
+        edit = Edit(vector) if finite(vector) else None
+    _edits[intervention] = (version, given, edit)
+    return edit
+
+
+def _obstacle(model: Any, key: Any, intervention: Any, subspace: Any) -> str | None:
+    """Why the kernels cannot do it."""
+    source, dim = intervention.source_representation, intervention.interchange_dim
     place = model.representations[key]
     known = type_to_module_mapping.get(model.model_type, {}).get(place.component)
     dtype = next((p.dtype for p in model.model.parameters() if p.is_floating_point()), torch.float32)
@@ -75,22 +94,10 @@ def _edit(model: Any, key: Any, subspace: Any, replaced: Replacements) -> Edit |
         or model.as_adaptor,
         f"the model computes in {dtype}": dtype not in checks.DTYPES,
     }
-    for reason, holds in reasons.items():
-        if holds:
-            replaced.say_once(reason)
-            return None
-    # The hooks are made anew at every pass; what they do is not.
-    version = None if source.is_inference() else source._version
-    known = _edits.get(intervention)
-    if known is None or known[0] is not source or version is None or known[1] != version:
-        vector = source.reshape(1, -1) * sign
-        known = _edits[intervention] = (source, version, Edit(vector) if finite(vector) else None)
-    return known[2]
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def _hook(model: Any, key: Any, edit: Edit, locations: Any) -> Callable:
-    rows: dict[tuple, Tensor] = {}
-
     def hook(_module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> Any:
         if locations is not None and model._is_generation:
             counter = model._key_setter_call_counter
@@ -108,15 +115,31 @@ def _hook(model: Any, key: Any, edit: Edit, locations: Any) -> Callable:
         token_row = None
         if locations is not None:
             batch, length = hidden.shape[:2]
-            where = (batch, length, hidden.device)
-            if where not in rows:
-                rows[where] = _token_row(locations, *where)
-            token_row = rows[where]
+            token_row = _rows_at(locations, batch, length, hidden.device)
         model._intervention_state[key].inc_setter_version()
         steered = edit(hidden, token_row, in_place=True)
         return None if steered is hidden else with_first_tensor(output, steered)
 
     return hook
+
+
+class _Last(threading.local):
+    """The positions of the last pass and their rows: all interventions have the same, and so have decoding steps."""
+
+    locations: list | None = None
+    where: tuple = ()
+    token_row: Tensor | None = None
+
+
+_last = _Last()
+
+
+def _rows_at(locations: Any, batch: int, length: int, device: torch.device) -> Tensor:
+    where = (batch, length, device)
+    if _last.token_row is None or _last.where != where or _last.locations != locations:
+        _last.token_row = _token_row(locations, *where)
+        _last.where, _last.locations = where, [list(row) for row in locations]
+    return _last.token_row
 
 
 def _token_row(locations: Any, batch: int, length: int, device: torch.device) -> Tensor:

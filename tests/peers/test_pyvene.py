@@ -32,7 +32,7 @@ def intervenable(model, kind, layers=(1, 2), component="block_output", source=SO
                 component,
                 "pos",
                 1,
-                intervention=kind(source_representation=source.to(dtype), embed_dim=32, **kwargs),
+                intervention=kind(source_representation=source.to(dtype).clone(), embed_dim=32, **kwargs),
             )
             for layer in layers
         ]
@@ -160,8 +160,30 @@ def test_a_position_that_is_not_there(tiny_llama):
         logits(intervenable(tiny_llama[0], AdditionIntervention), IDS, {"base": 30})
 
 
+def test_a_changed_source_and_changed_positions_are_seen(tiny_llama):
+    model = intervenable(tiny_llama[0], AdditionIntervention)
+    other = intervenable(tiny_llama[0], AdditionIntervention, source=-SOURCE)
+    place = [[[1], [2], [3]]] * 2
+    moved = [[[4], [2], [0]]] * 2
+    expected = logits(other, IDS, {"sources->base": (None, moved)})
+    with es.accelerate("pyvene"):
+        logits(model, IDS, {"sources->base": (None, place)})
+        for intervention in model.interventions.values():
+            intervention.source_representation.mul_(-1)
+        place[0][0][0], place[0][2][0] = 4, 0
+        fast = logits(model, IDS, {"sources->base": (None, place)})
+    torch.testing.assert_close(fast, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_undone(tiny_llama):
     before = vars(IntervenableModel)["_intervention_setter"]
+    model = intervenable(tiny_llama[0], AdditionIntervention)
+    alone = logits(model, IDS)
+    with es.accelerate("pyvene"):
+        logits(model, IDS)
+        assert any("forward" in module.__dict__ for module in model.model.modules())
+    assert not any("forward" in module.__dict__ for module in model.model.modules())
+    assert torch.equal(logits(model, IDS), alone)
     with es.accelerate("pyvene"):
         assert vars(IntervenableModel)["_intervention_setter"] is not before
     assert vars(IntervenableModel)["_intervention_setter"] is before
