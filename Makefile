@@ -45,7 +45,8 @@ test: $(STAMPS)/built
 	$(BIN)/python -m pytest -m "not gpu"
 
 # Other steering libraries in an environment of their own: they want older numpy and transformers. Three of
-# them ask for far more than what is used here, or for versions that clash, and come without.
+# them ask for far more than what is used here, or for versions that clash, and come without. The package is
+# the one built above: its compiled module serves every torch.
 PEERS := .venv-peers/bin/python
 PIP_PEERS := $(PEERS) -m pip install --quiet --disable-pip-version-check -c constraints-peers.txt
 
@@ -64,6 +65,7 @@ test-peers: $(STAMPS)/peers
 bench-peers: $(STAMPS)/peers
 	$(PEERS) bench/peers_steering.py
 	$(PEERS) bench/peers_extraction.py
+	$(PEERS) bench/sweep.py --peers
 
 # llama.cpp itself, from the source package of llama-cpp-python: some minutes to build.
 $(STAMPS)/llamacpp: constraints.txt
@@ -93,6 +95,7 @@ bench: $(STAMPS)/built
 	$(BIN)/python bench/steering.py --dtype float32
 	$(BIN)/python bench/steering.py --dtype bfloat16
 	$(BIN)/python bench/extraction.py
+	$(BIN)/python bench/sweep.py
 
 clean:
 	rm -rf $(VENV) .venv-* $(STAMPS) out build dist *.egg-info emosteer/*.so
