@@ -1,0 +1,116 @@
+"""What is particular to Triton: where it runs, what is imported when, offsets of 64 bits, rows in blocks."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from emosteer import ops
+from emosteer.ops import SteerTable
+
+from . import interpreter, oracle
+from .cases import DTYPES, adding, rows, unit
+
+pytest.importorskip("triton")
+
+
+@pytest.fixture
+def triton():
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("compiled kernels take no CPU tensors")
+    interpreter.mend()
+    with ops.backend("triton"):
+        yield
+
+
+def python(code, **environment):
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=kept | environment, capture_output=True, text=True
+    )
+
+
+def test_nothing_imports_triton_until_it_is_used():
+    done = python(
+        "import sys, emosteer.ops as ops, emosteer.ops.triton, torch\n"
+        "ops.rms_norm(torch.ones(2, 8), torch.ones(8))\n"
+        "print([m for m in sys.modules if m.split('.')[0] == 'triton' or m.startswith('emosteer.kernels.')])"
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_what_to_do():
+    done = python("import emosteer.ops as ops\nops.backend('triton')")
+    assert "backend='triton' cannot run here: there is no GPU; TRITON_INTERPRET=1" in done.stderr
+
+
+def test_offsets_beyond_32_bits(triton):
+    """Rows 2^30 elements apart: the third lies where an int32 offset is negative. Pages never touched cost nothing."""
+    far = np.zeros(2**31 + 64, dtype=np.uint16)
+    x = torch.from_numpy(far).view(torch.bfloat16).as_strided((3, 64), (2**30, 1))
+    x.copy_(rows(3, 64, torch.bfloat16))
+    want = oracle.steered(x.contiguous(), unit(3, 64), adding(3, 3))
+    out = ops.steer(x, unit(3, 64), adding(3, 3))
+    oracle.assert_rounded(out, want, np.full(3, 20.0))
+    ops.steer_(x, unit(3, 64), adding(3, 3))
+    assert torch.equal(x, out)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("preserve", [0, 1, 2])
+@pytest.mark.parametrize("slots", [1, 3])
+def test_rows_in_blocks(triton, dtype, preserve, slots):
+    """Above 8192 columns: every kind of slot, by sums alone."""
+    dim = 8200
+    x, directions, table = rows(4, dim, dtype), unit(3, dim), SteerTable.empty(4, slots)
+    table.direction[:, 0] = torch.tensor([0, 1, 2, 0])
+    table.strength[0], table.high[1], table.rotate[2, 0] = 0.7, 0.1, 0.3
+    table.relative[3], table.low[3] = 1, 0.2
+    table.direction[:, 1:] = torch.tensor([[1], [-1], [0], [2]])
+    table.preserve_norm.fill_(preserve)
+    want = oracle.steered(x, directions, table)
+    size = np.linalg.norm(want, axis=1) + 90
+    oracle.assert_rounded(ops.steer(x, directions, table), want, size)
+    weight = rows(1, dim, dtype, seed=4)[0]
+    normed, stream = ops.steer_rms_norm_(x, weight, directions, table)
+    oracle.assert_rounded(stream, want, size)
+    normed_want = oracle.normed(stream, weight)
+    oracle.assert_rounded(normed, normed_want, np.abs(normed_want).max(1), slack=4e-6)
+
+
+def test_nearly_parallel_directions(triton):
+    """Form 2 with directions a thousandth apart: what the Gram matrix of float32 loses, the second pass returns."""
+    base = torch.nn.functional.normalize(rows(1, 256, seed=3).double(), dim=1)
+    other = torch.nn.functional.normalize(base + 0.01 * unit(1, 256, seed=4).double(), dim=1)
+    directions, x = torch.cat([base, other]).float(), rows(3, 256) * 5
+    table = SteerTable.empty(1, 2)
+    table.direction[0] = torch.tensor([0, 1])
+    table.strength[0] = torch.tensor([0.5, -0.25])
+    table.preserve_norm[0] = 2
+    want = oracle.steered(x, directions, table)
+    oracle.assert_rounded(ops.steer(x, directions, table), want, np.full(3, 80.0), slack=2e-5)
+
+
+def test_too_many_slots(triton):
+    with pytest.raises(ValueError, match="table has 65 slots, the triton backend takes at most 64"):
+        ops.steer(rows(1, 8), unit(1, 8), SteerTable.empty(1, 65))
+
+
+@pytest.mark.parametrize("dim", [1, 100, 300])
+def test_the_triangle_of_the_second_moment(triton, dim, monkeypatch):
+    """The kernel for wide rows, at widths that a CPU can: tiles on and below the diagonal, the last one cut."""
+    from emosteer.ops import triton as backend
+
+    monkeypatch.setattr(backend, "TRIANGLE_FROM", 1)
+    x, weight = rows(150, dim) + 40, torch.rand(150, generator=torch.Generator().manual_seed(1))
+    moments = ops.Moments(1, dim)
+    for part in (slice(0, 20), slice(20, 150)):
+        moments.update(x[part], weight=weight[part])
+    want = np.cov(x.double().numpy().T, aweights=weight.double().numpy(), ddof=0).reshape(dim, dim)
+    found = moments.covariance(correction=0).numpy()
+    assert np.abs(found - want).max() <= 2e-5 * np.diag(want).max()
+    assert torch.equal(moments.scatter, moments.scatter.tril())
