@@ -54,18 +54,20 @@ class Device:
         architecture: a key of `ARCHITECTURES`.
         bandwidth: of its memory, bytes a second.
         flops: dense bfloat16 with float32 sums, a second.
+        scalar_flops: float32 without tensor cores, a second.
     """
 
     name: str
     architecture: str
     bandwidth: float
     flops: float
+    scalar_flops: float
 
 
 DEVICES = (
-    Device("A100", "sm_80", 2.039e12, 312e12),  # SXM, 80 GB
-    Device("H100", "sm_90", 3.35e12, 989e12),  # SXM
-    Device("H200", "sm_90", 4.8e12, 989e12),
-    Device("B200", "sm_100", 8.0e12, 2250e12),
-    Device("MI300X", "gfx942", 5.3e12, 1307e12),
+    Device("A100", "sm_80", 2.039e12, 312e12, 19.5e12),  # SXM, 80 GB
+    Device("H100", "sm_90", 3.35e12, 989e12, 67e12),  # SXM
+    Device("H200", "sm_90", 4.8e12, 989e12, 67e12),
+    Device("B200", "sm_100", 8.0e12, 2250e12, 75e12),
+    Device("MI300X", "gfx942", 5.3e12, 1307e12, 163e12),
 )

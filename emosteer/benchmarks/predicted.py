@@ -29,11 +29,16 @@ PRODUCTS = 6
 
 @dataclass(frozen=True)
 class Work:
-    """What one call has to do: `least` bytes whoever does it, `moved` bytes as the kernel does it, `flops`."""
+    """What one call has to do: `least` bytes whoever does it, `moved` bytes as the kernel does it, and arithmetic.
+
+    Attributes:
+        flops: on tensor cores, `scalar_flops`: in float32 without them.
+    """
 
     least: float
     moved: float
     flops: float = 0.0
+    scalar_flops: float = 0.0
 
     @property
     def excess(self) -> float:
@@ -43,7 +48,8 @@ class Work:
     def seconds(self, device: Device) -> float:
         """Predicted time on a device, launch not counted."""
         by_memory = self.moved / (BANDWIDTH_SHARE * device.bandwidth)
-        return max(by_memory, self.flops / (FLOPS_SHARE * device.flops), KERNEL_FLOOR)
+        by_products = self.flops / device.flops + self.scalar_flops / device.scalar_flops
+        return max(by_memory, by_products / FLOPS_SHARE, KERNEL_FLOOR)
 
 
 def work(op: str, tokens: int, dim: int, item: int, *, directions: int = 171, resident: bool = True) -> Work:

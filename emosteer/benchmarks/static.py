@@ -10,7 +10,7 @@ from typing import Any
 from emosteer.ops import cuda_resources
 
 from .devices import ARCHITECTURES, DEVICES, Device
-from .predicted import LAUNCH, Decoder, Work, work
+from .predicted import LAUNCH, PRODUCTS, Decoder, Work, work
 
 DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4}
 WIDTHS = (576, 2048, 4096, 8192, 16384)
@@ -79,12 +79,13 @@ def _cuda_rows(
         built = cuda_resources.architectures()
     except RuntimeError:
         return  # `missing` says so in the report
+    wanted = {device.architecture for device in devices}
     for dtype in dtypes:
         for dim in widths:
             if dim > LONGEST_RESIDENT:
                 continue
             for op, counted in CUDA.items():
-                for architecture in set(built) & {device.architecture for device in devices}:
+                for architecture in (built_for for built_for in built if built_for in wanted):
                     found = cuda_resources.resources(op, dtype, dim, architecture=architecture)
                     shared = found.shared - ARCHITECTURES[architecture].block_shared
                     yield from _predicted(
@@ -150,8 +151,8 @@ def _predicted(
 
 def _counted(op: str, tokens: int, dim: int, dtype: str, backend: str) -> Work:
     counted = work(op, tokens, dim, DTYPES[dtype], resident=dim <= LONGEST_RESIDENT)
-    if backend == "cuda" and op == "project":  # no tensor cores, and each row reads the directions by itself
-        return Work(counted.least, counted.least)
+    if backend == "cuda" and op == "project":  # no tensor cores; rows read the directions from the L2 cache
+        return Work(counted.least, counted.least, scalar_flops=counted.flops / PRODUCTS)
     return counted
 
 
