@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 VERSIONS = ("emosteer", "torch", "transformers", "numpy", "pyarrow")
 
 
-def manifest_of(sweep: Sweep, plan: Plan, metrics: Sequence[Metric]) -> dict[str, Any]:
+def manifest_of(sweep: Sweep, plan: Plan, metrics: Sequence[Metric], units: int) -> dict[str, Any]:
     """What the folder says of itsweep."""
     name, revision = name_of(sweep.model)
     return {
         "definition": definition_of(sweep),
         "model": {"name": name, "revision": revision, "id": plan.model_id},
-        "units": plan.size,
+        "units": units,
         "axes": plan.axes(),
         "metrics": {
             m.id(sweep.generation): {"name": m.name, "kind": m.kind, **m.definition()} for m in metrics

@@ -22,7 +22,7 @@ class Status:
     """How far a sweep is.
 
     Attributes:
-        units: of the definition, before exclusions.
+        units: of the definition.
         done: units that have all of their rows.
         rows, failed: rows of the present definition, and how many of them failed.
         reasons: the most frequent reasons of failures, with their counts.

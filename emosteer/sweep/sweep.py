@@ -227,9 +227,9 @@ class Sweep:
                 store.forget_failed()
             done = store.done()
             store.write_bank(bank_bytes(self.bank))
-            store.write_manifest(manifest_of(self, plan, metrics))
-            text_id = next((m.id(self.generation) for m in metrics if m.kind == "text"), None)
             total = sum(1 for _ in plan) if self.exclude or self.where else plan.size
+            store.write_manifest(manifest_of(self, plan, metrics, total))
+            text_id = next((m.id(self.generation) for m in metrics if m.kind == "text"), None)
             with SweepProgress(total, show=progress) as bar:
                 works = remaining(plan, metrics, self.generation, done, text_id, skipped=bar.skipped)
                 if engine == "ray":  # its workers make runners of their own

@@ -71,6 +71,11 @@ def test_exclude_and_where(sweep):
     assert {u.id for u in few} <= {u.id for u in sweep().plan()}
 
 
+def test_excluded_units_are_not_waited_for(sweep, tmp_path):
+    state = sweep(exclude=[{"control": "random"}]).run(tmp_path / "a", progress=False).status()
+    assert state.units == state.done == 3 * 3
+
+
 def test_a_billion_units_take_no_memory(bank):
     prompts = [Prompt(str(k), "", (k,)) for k in range(1000)]
     wide, arms = with_controls(bank, arms_of(bank, "all", [0.01 * k for k in range(1, 101)]))
