@@ -10,7 +10,8 @@ prefix    prompts of 256 tokens, 8-token answers, programs that act on generated
           without sharing the prompt.
 
 The loops are those of the other libraries: one vector after another, all prompts of a vector in one
-batch as large as the sweep's (`batch_tokens`), padded on the left. With `--peers` these are repeng's
+batch (never more tokens than the sweep's `batch_tokens`), padded on the left; a vector takes as long as the
+next, so they run a part of the vectors. With `--peers` these are repeng's
 ControlModel and steering-vectors' patch_activations; else a plain forward hook that does what repeng's
 does, labelled "hook loop (like repeng)". "… a vector a row" is a mixed batch of theirs, which no
 documentation of theirs shows.
@@ -221,7 +222,7 @@ def main() -> None:
         sides = {"sweep": lambda t: sweep_units(model, tok, bank, some_arms(t, concepts), prompts, metrics)}
         for name, loop in loops.items():
             sides[name] = lambda t, loop=loop: loop_choices(
-                model, tok, bank, some_arms(t, concepts), prompts, loop
+                model, tok, bank, some_arms(t, concepts)[::3], prompts, loop
             )
         for name, loop in rows_loop.items():
             sides[name] = lambda t, loop=loop: loop_choices_by_row(
@@ -242,7 +243,9 @@ def main() -> None:
             )
         }
         for name, loop in loops.items():
-            sides[name] = lambda t, loop=loop: loop_text(model, tok, bank, text_arms(t), prompts, loop, new)
+            sides[name] = lambda t, loop=loop: loop_text(
+                model, tok, bank, text_arms(t)[::4], prompts, loop, new
+            )
         results += Rounds("text", max(rounds - 1, 1), sides).against("sweep")
         print(summary(results), flush=True)
 
