@@ -9,6 +9,7 @@ import typer
 from . import bench, corpus, sweep
 from .convert import convert
 from .extract import extract
+from .lm_eval import lm_eval
 from .read import read
 from .steer import steer
 from .validate import validate
@@ -37,6 +38,7 @@ def doctor() -> None:
 
 app.command("convert")(convert)
 app.command("extract")(extract)
+app.command("lm-eval")(lm_eval)
 app.command("read")(read)
 app.command("steer")(steer)
 app.command("validate")(validate)
