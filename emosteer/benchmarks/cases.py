@@ -24,13 +24,15 @@ WIDTHS = (2048, 4096, 8192)
 class Case:
     """Functions by who made them; `moved` bytes at least, for the share of the copy bandwidth reached.
 
-    `same` says whether the sides' results are to be compared, and how closely.
+    With a `tolerance` the sides' results are compared first, relative to their norm; `reset` gives each
+    side of an operation in place the same input.
     """
 
     name: str
     sides: dict[str, Callable[[], Any]]
     moved: float
     tolerance: float | None = None
+    reset: Callable[[], Any] | None = None
 
 
 def operation_cases(device: torch.device, *, small: bool) -> Iterator[Case]:
@@ -62,15 +64,17 @@ def _operations(
     def by_backend(run: Callable[[], Any]) -> dict[str, Callable[[], Any]]:
         return {name: partial(_with, name, run) for name in _able(device)}
 
-    def case(name: str, run, plain: Callable[[], Any], moved: float, tolerance: float = 2e-2) -> Case:
+    source = x.clone()
+
+    def case(name: str, run, plain: Callable[[], Any], moved: float, tolerance: float) -> Case:
         sides = {**by_backend(run), "eager torch": plain, "torch.compile": compiled(plain)}
-        return Case(f"{name} {label}", sides, moved, tolerance)
+        return Case(f"{name} {label}", sides, moved, tolerance, lambda: x.copy_(source))
 
     eps = torch.finfo(dtype).eps
     yield case(
         "steer_",
-        lambda: ops.steer_(x.clone() if small else x, directions, table),
-        lambda: baselines.steer_(x.clone() if small else x, directions, table, row),
+        lambda: ops.steer_(x, directions, table),
+        lambda: baselines.steer_(x, directions, table, row),
         2 * tokens * dim * item,
         4 * eps,
     )
@@ -83,8 +87,8 @@ def _operations(
     )
     yield case(
         "steer_rms_norm_",
-        lambda: ops.steer_rms_norm_(x.clone() if small else x, weight, directions, table)[0],
-        lambda: baselines.steer_rms_norm_(x.clone() if small else x, weight, directions, table, row),
+        lambda: ops.steer_rms_norm_(x, weight, directions, table)[0],
+        lambda: baselines.steer_rms_norm_(x, weight, directions, table, row),
         3 * tokens * dim * item,
         8 * eps,
     )
