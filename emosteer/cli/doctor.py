@@ -25,6 +25,7 @@ def run() -> None:
         "gguf",
         "accelerate",
         "triton",
+        "triton",
         "pyarrow",
         "ray",
     ):
