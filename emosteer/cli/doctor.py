@@ -25,7 +25,6 @@ def run() -> None:
         "gguf",
         "accelerate",
         "triton",
-        "triton",
         "pyarrow",
         "ray",
     ):
