@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
@@ -128,6 +129,13 @@ class Runner:
         if self.sharing == "not tried yet":
             why = why_not(self.passes, steered, self.budget)
             self.sharing = "prompts are shared" if why is None else f"prompts are not shared: {why}"
+            if why is not None:
+                kind = type(self.passes.model).__name__
+                warnings.warn(
+                    f"{kind} cannot be run in pieces ({why}); its units run in batches of equal length instead, "
+                    f"with the same outcome and more slowly",
+                    stacklevel=2,
+                )
         return self.sharing == "prompts are shared"
 
     def ids(self, continuation: str) -> list[int]:
