@@ -179,7 +179,11 @@ def write(folder: Path, found: list[dict[str, Any]]) -> tuple[Path, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     table, page = folder / "static.csv", folder / "static.md"
     with table.open("w", newline="") as file:
-        file.write("# emosteer bench static; times and occupancy predicted, no GPU has run these kernels\n")
+        dtypes = dict.fromkeys(row["dtype"] for row in found)
+        only = "".join(f" --dtype {dtype}" for dtype in dtypes) if len(dtypes) < len(DTYPES) else ""
+        file.write(
+            f"# emosteer bench static{only}; times and occupancy predicted, no GPU has run these kernels\n"
+        )
         writer = csv.DictWriter(file, list(found[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(found)
