@@ -44,9 +44,8 @@ demo: $(STAMPS)/built
 test: $(STAMPS)/built
 	$(BIN)/python -m pytest -m "not gpu"
 
-# Other steering libraries in an environment of their own: they want older numpy and transformers. Three of
-# them ask for far more than what is used here, or for versions that clash, and come without. The package is
-# the one built above: its compiled module serves every torch.
+# Other steering libraries in an environment of their own: they want older numpy and transformers. Some of
+# them ask for far more than what is used here, or for versions that clash, and come without.
 PEERS := .venv-peers/bin/python
 PIP_PEERS := $(PEERS) -m pip install --quiet --disable-pip-version-check -c constraints-peers.txt
 
