@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import random
 import subprocess
 import sys
@@ -27,7 +28,9 @@ from emosteer.models.batching import batches, longest, tokenised
 from emosteer.models.capture import Capture
 
 DEPTH, BATCH, BATCH_TOKENS = 2 / 3, 32, 4096
-MEMORY_TEXTS, MEMORY_LAYER, MEMORY_WORDS = (100, 10_000), 1, 12
+MEMORY_TEXTS, MEMORY_LAYER, MEMORY_WORDS = (100, 10_000), 1, 40
+# Freed tensors leave the process, so that the peak is what is held and not what the allocator keeps.
+MEMORY_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
 def in_turn(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -93,7 +96,7 @@ def peak_memory(count: int) -> tuple[int, int]:
     def texts(n: int):
         rng = random.Random(0)
         for k in range(n):
-            yield f"label {k % 171}", " ".join(rng.sample(words, MEMORY_WORDS))
+            yield f"label {k % 50}", " ".join(rng.sample(words, MEMORY_WORDS))
 
     def extract(n: int, batch_tokens: int) -> None:
         es.extract(
@@ -108,7 +111,7 @@ def peak_memory(count: int) -> tuple[int, int]:
     with open("/proc/self/clear_refs", "w") as reset:
         reset.write("5")  # the peak starts anew: loading does not count
     before = peak()
-    extract(count, 1024)  # even 100 texts fill a batch
+    extract(count, BATCH_TOKENS)  # even 100 texts fill a batch
     return before, peak()
 
 
@@ -116,7 +119,11 @@ def memory() -> None:
     rows = []
     for count in MEMORY_TEXTS:
         done = subprocess.run(
-            [sys.executable, __file__, "--memory-of", str(count)], capture_output=True, text=True, check=True
+            [sys.executable, __file__, "--memory-of", str(count)],
+            env={**os.environ, **MEMORY_ENVIRONMENT},
+            capture_output=True,
+            text=True,
+            check=True,
         )
         before, peak = map(int, done.stdout.split()[-2:])
         rows.append({"texts": count, "before_kB": before, "peak_kB": peak, "above_kB": peak - before})

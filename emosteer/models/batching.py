@@ -13,6 +13,9 @@ from torch import Tensor
 # Texts that are looked at together to sort them by length; memory does not depend on how many there are.
 WINDOW = 512
 
+# A tokenizer's encodings take a hundred times the room of the numbers that are kept of them.
+TOKENISED_TOGETHER = 64
+
 
 @dataclass(frozen=True)
 class Text:
@@ -83,11 +86,11 @@ def tokenised(
     Raises:
         ValueError: a text without a token, by its entry in `numbers`.
     """
-    if not texts:
-        return []
-    found = []
-    for i, ids in enumerate(tok(list(texts), padding=False, truncation=False)["input_ids"]):
-        if not len(ids):
-            raise ValueError(f"text {numbers[i]} has no token: {texts[i]!r}")
-        found.append(Text(tuple(ids[:most]), groups[i]))
+    found: list[Text] = []
+    for start in range(0, len(texts), TOKENISED_TOGETHER):
+        some = list(texts[start : start + TOKENISED_TOGETHER])
+        for i, ids in enumerate(tok(some, padding=False, truncation=False)["input_ids"], start):
+            if not len(ids):
+                raise ValueError(f"text {numbers[i]} has no token: {texts[i]!r}")
+            found.append(Text(tuple(ids[:most]), groups[i]))
     return found
