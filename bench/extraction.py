@@ -30,7 +30,11 @@ from emosteer.models.capture import Capture
 DEPTH, BATCH, BATCH_TOKENS = 2 / 3, 32, 4096
 MEMORY_TEXTS, MEMORY_LAYER, MEMORY_WORDS = (100, 10_000), 1, 40
 # Freed tensors leave the process, so that the peak is what is held and not what the allocator keeps.
-MEMORY_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+MEMORY_ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_ARENA_MAX": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 def in_turn(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

@@ -105,8 +105,8 @@ model = LlamaForCausalLM(config).eval()
 
 
 def texts(n):
-    for k in range(n):
-        yield f"label {k % 5}", f"{k:06d} the tide is out"
+    for k in range(n):  # of words that come again: a tokenizer keeps those that it has seen, up to a limit of its own
+        yield f"label {k % 5}", f"{k % 97:06d} the tide is out"
 
 
 es.extract(model, tok, texts(10), layers=[0], progress=False, batch_tokens=64)  # lazy imports and their memory
