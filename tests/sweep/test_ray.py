@@ -86,6 +86,7 @@ def test_same_rows_as_local(cluster, local, tmp_path):
     assert found.store.parts() == before
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle(cluster, local, tmp_path):
     """Worker after worker is killed while it works; nothing is missing, nothing is there twice."""
     folder, over, killed = tmp_path / "ray", threading.Event(), []
@@ -117,6 +118,7 @@ def deadly(prompt, text):
     return 1.0
 
 
+@pytest.mark.slow
 def test_a_unit_that_kills_its_worker_is_given_up(cluster, tmp_path):
     """It becomes failed rows that say so; its neighbours are run."""
     one = sweep(
