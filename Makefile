@@ -94,6 +94,7 @@ bench: $(STAMPS)/built
 	$(BIN)/python bench/steering.py --dtype float32
 	$(BIN)/python bench/steering.py --dtype bfloat16
 	$(BIN)/python bench/extraction.py
+	$(BIN)/python bench/monitoring.py
 	$(BIN)/python bench/sweep.py
 
 clean:

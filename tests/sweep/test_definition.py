@@ -200,9 +200,8 @@ def test_python_judges_cannot_be_resumed(sweep, tmp_path, model, tok):
 
 
 def test_engines_that_are_not_there(sweep, tmp_path):
-    for name in ("ray", "vllm"):
-        with pytest.raises((ValueError, ImportError), match=name):
-            sweep().run(tmp_path / "a", engine=name, progress=False)
+    with pytest.raises(ValueError, match="vllm"):
+        sweep().run(tmp_path / "a", engine="vllm", progress=False)
     with pytest.raises(ValueError, match='engine must be "local", "ray" or "vllm", got \'cloud\''):
         sweep().run(tmp_path / "a", engine="cloud")
     assert not (tmp_path / "a").exists()
