@@ -140,7 +140,9 @@ def steer_rms_norm(
     weight_offset: float,
 ) -> Launch:
     (n, dim), steering = _size(x), _steering(x, directions, columns, token_row, scale)
-    block, warps = row_block(dim)
+    # Wider elements hold more registers at once; 32 warps of them would not fit.
+    few = x.element_size() == 4 and dim <= LONGEST_RESIDENT // 2
+    block, warps = row_block(dim, FEW_REGISTERS if few else WARP_ELEMENTS)
     constants = _constants(columns, token_row, block) | {"RESIDUAL": residual is not None}
     arguments = {
         "x": x,
@@ -323,7 +325,9 @@ def _tiles(x: Tensor, directions: Tensor) -> tuple[tuple[int, int], dict[str, An
     constants = {
         "BLOCK_N": 16 if few else 64,
         "BLOCK_K": 16 if few else 64,
-        "BLOCK_D": 32,
+        "BLOCK_D": 16
+        if x.element_size() == 4 and not few
+        else 32,  # 64 bytes of a row; more spills on sm_100
         "PRECISION": PRECISION,
     }
     if INTERPRETED:

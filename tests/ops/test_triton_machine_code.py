@@ -40,6 +40,7 @@ REPRESENTATIVE += [
     Pick(name, "bfloat16", 16384, "sm_90")
     for name in ("steer_rms_norm_ (4 slots, token_row, residual)", "rms_norm")
 ]
+REPRESENTATIVE.append(Pick("project (many)", "float32", 4096, "sm_100"))
 
 
 def check(pick, found):
