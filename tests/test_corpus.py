@@ -54,7 +54,11 @@ def test_checksums():
     """Whoever changes the data says so: the data card names version and checksums."""
     lines = (DATA / "SHA256SUMS").read_text(encoding="ascii").splitlines()
     said = {name: digest for digest, name in (line.split("  ") for line in lines)}
-    assert set(said) == {path.name for path in DATA.iterdir()} - {"SHA256SUMS", "CARD.md", "story.schema.json"}
+    assert set(said) == {path.name for path in DATA.iterdir()} - {
+        "SHA256SUMS",
+        "CARD.md",
+        "story.schema.json",
+    }
     for name, digest in said.items():
         assert hashlib.sha256((DATA / name).read_bytes()).hexdigest() == digest, name
 
