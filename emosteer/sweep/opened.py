@@ -52,10 +52,14 @@ class Opened:
         """Counts of the rows that are on disk now."""
         table = self.table()
         wanted = len(self.manifest["metrics"])
-        per_unit = table.group_by("unit").aggregate([("metric_id", "count")])["metric_id_count"]
+        per_unit = table.group_by("unit", use_threads=False).aggregate([("metric_id", "count")])[
+            "metric_id_count"
+        ]
         failures = table.filter(pc.equal(table["status"], FAILED))
         counted = (
-            failures.group_by("error").aggregate([("unit", "count")]).sort_by([("unit_count", "descending")])
+            failures.group_by("error", use_threads=False)
+            .aggregate([("unit", "count")])
+            .sort_by([("unit_count", "descending")])
         )
         reasons = tuple(zip(counted["error"].to_pylist()[:5], counted["unit_count"].to_pylist()[:5]))
         return Status(
@@ -80,7 +84,7 @@ class Opened:
         flat = flat.filter(pc.is_finite(pc.fill_null(flat["value"], math.nan)))
         keys = ["metric", "control", "concept", "strength", "layers", "positions"]
         options = pc.VarianceOptions(ddof=1)
-        found = flat.group_by(keys).aggregate(
+        found = flat.group_by(keys, use_threads=False).aggregate(
             [("value", "mean"), ("value", "stddev", options), ("value", "count")]
         )
         error = pc.divide(found["value_stddev"], pc.sqrt(pc.cast(found["value_count"], pa.float64())))

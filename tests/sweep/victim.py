@@ -91,8 +91,10 @@ def run_with_little_memory(folder, log, spare):
     prompts = ["a" * n for n in range(300, 420, 10)]
     one = sweep(prompts=prompts, batch_rows=1024, batch_tokens=1 << 22)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + spare, used + spare))
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + spare, before[1]))
     runner = one.runner()
     one.runner = lambda: runner
     found = one.run(folder, progress=False)
+    resource.setrlimit(resource.RLIMIT_AS, before)
     Path(log).write_text(f"{runner.budget.tokens} {found.status().failed}")

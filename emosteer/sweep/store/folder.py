@@ -207,7 +207,8 @@ def _once(table: pa.Table) -> pa.Table:
     place = pa.array(range(n), pa.int64())
     rank = pc.add(place, pc.multiply(pc.cast(pc.not_equal(table["status"], FAILED), pa.int64()), n))
     keyed = pa.table({"unit": table["unit"], "metric": table["metric_id"], "rank": rank})
-    best = keyed.group_by(["unit", "metric"]).aggregate([("rank", "max")])["rank_max"]
+    # One thread: where memory is short, a pool that cannot start its threads waits for them for ever.
+    best = keyed.group_by(["unit", "metric"], use_threads=False).aggregate([("rank", "max")])["rank_max"]
     if len(best) == n:
         return table
     kept = sorted(r - n if r >= n else r for r in best.to_pylist())
