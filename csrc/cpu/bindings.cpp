@@ -258,7 +258,7 @@ PYBIND11_MODULE(_cpu, m) {
 
   m.def("moments", [](int dtype, const RowView& x, std::int64_t count, std::int64_t dim, std::uintptr_t group,
                       std::int64_t n_groups, std::uintptr_t weight, std::uintptr_t shift, std::uintptr_t sum,
-                      std::uintptr_t rows) {
+                      std::uintptr_t rows, std::int64_t row_stride) {
     const MomentArgs args{static_cast<Dtype>(dtype),
                           count,
                           dim,
@@ -267,7 +267,8 @@ PYBIND11_MODULE(_cpu, m) {
                           pointer<float>(weight),
                           pointer<double>(shift),
                           reinterpret_cast<double*>(sum),
-                          reinterpret_cast<float*>(rows)};
+                          reinterpret_cast<float*>(rows),
+                          row_stride};
     check_indices("token_group", args.group, count, n_groups, "groups");
     in_parallel(dim, count * dim, [&](std::int64_t b, std::int64_t e) { kernels->moments(args, b, e); });
   });

@@ -61,17 +61,24 @@ inline words_v widen(halves_v x) { return __builtin_convertvector(x, words_v); }
 inline halves_v truncate(words_v x) { return __builtin_convertvector(x, halves_v); }
 #endif
 
-inline floats_v load(const bf16* x) { return (floats_v)(widen(read<halves_v>(x)) << 16); }
-inline void store(bf16* to, floats_v x) {
-#if defined(__AVX512BF16__)
-  if (_mm512_fpclass_ps_mask((__m512)x, 0x20) == 0)  // the instruction would flush subnormals to 0
-    return write(to, _mm512_cvtneps_pbh((__m512)x));
-#endif
+// In the upper half of each word; the lower half is left over.
+inline words_v round_to_bf16(floats_v x) {
   const words_v u = (words_v)x;
   const words_v rounded = u + 0x7fffu + ((u >> 16) & 1u);
-  const words_v kept = x != x ? u | 0x400000u : rounded;  // a NaN stays one, quiet
-  write(to, truncate(kept >> 16));
+  return x != x ? u | 0x400000u : rounded;  // a NaN stays one, quiet
 }
+inline floats_v load(const bf16* x) { return (floats_v)(widen(read<halves_v>(x)) << 16); }
+inline void store_by_words(bf16* to, floats_v x) { write(to, truncate(round_to_bf16(x) >> 16)); }
+#if defined(__AVX512BF16__)
+[[gnu::cold, gnu::noinline]] void store_with_subnormals(bf16* to, floats_v x) { store_by_words(to, x); }
+inline void store(bf16* to, floats_v x) {
+  if (__builtin_expect(_mm512_fpclass_ps_mask((__m512)x, 0x20) != 0, 0))  // the instruction would flush them to 0
+    return store_with_subnormals(to, x);
+  write(to, _mm512_cvtneps_pbh((__m512)x));
+}
+#else
+inline void store(bf16* to, floats_v x) { store_by_words(to, x); }
+#endif
 
 #if defined(__AVX512F__)
 inline floats_v load(const f16* x) { return (floats_v)_mm512_cvtph_ps(read<__m256i>(x)); }
@@ -105,6 +112,52 @@ inline floats_v load(const f16* x) {
 }
 inline void store(f16* to, floats_v x) {
   for (int i = 0; i < kLanes; ++i) to[i].bits = narrow(x[i]);
+}
+#endif
+
+// Twice as many elements at once. Their order in the two registers is the format's own, so that no
+// lane is moved without need: what meets a pair of T must be loaded by load_pair_as<T>.
+struct pair_v {
+  floats_v a, b;
+};
+template <class T>
+inline pair_v load_pair(const T* x) {
+  return {load(x), load(x + kLanes)};
+}
+template <class T>
+inline void store_pair(T* to, pair_v x) {
+  store(to, x.a);
+  store(to + kLanes, x.b);
+}
+template <class T>
+inline pair_v load_pair_as(const f32* x) {
+  return load_pair(x);
+}
+#if defined(__AVX512BF16__)
+// The even elements and the odd ones: a shift and a mask widen them.
+template <>
+inline pair_v load_pair(const bf16* x) {
+  const words_v two = read<words_v>(x);
+  return {(floats_v)(two << 16), (floats_v)(two & 0xffff0000u)};
+}
+template <>
+inline pair_v load_pair_as<bf16>(const f32* x) {
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+  const __m512 low = (__m512)load(x), high = (__m512)load(x + kLanes);
+  return {(floats_v)_mm512_permutex2var_ps(low, even, high), (floats_v)_mm512_permutex2var_ps(low, odd, high)};
+}
+[[gnu::cold, gnu::noinline]] void store_pair_with_zeros(bf16* to, floats_v a, floats_v b) {
+  write(to, (round_to_bf16(a) >> 16) | (round_to_bf16(b) & 0xffff0000u));
+}
+template <>
+inline void store_pair(bf16* to, pair_v x) {
+  const __m512i weave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
+                                         5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512i apart = (__m512i)_mm512_cvtne2ps_pbh((__m512)x.b, (__m512)x.a);
+  if (__builtin_expect(_mm512_testn_epi16_mask(apart, _mm512_set1_epi16(0x7fff)) != 0, 0))
+    return store_pair_with_zeros(to, x.a, x.b);  // a zero may be a subnormal that the instruction flushed
+  write(to, _mm512_permutexvar_epi16(weave, apart));
 }
 #endif
 

@@ -1,5 +1,7 @@
 // Loops over one row: dots, norms, scaled sums. For rows.cpp alone, as lanes.hpp.
 #pragma once
+#include <type_traits>
+
 #include "lanes.hpp"
 #include "solve.hpp"
 
@@ -9,32 +11,41 @@ namespace {
 const f32* as_f32(const float* x) { return reinterpret_cast<const f32*>(x); }
 f32* as_f32(float* x) { return reinterpret_cast<f32*>(x); }
 
-// <x, v> and ‖x‖². Two accumulators each: one alone waits for its own last addition.
-template <class T>
-inline void dot_and_square(const T* x, const float* v, std::int64_t n, double* dot, double* square) {
+// <x, v> and ‖x‖² of R rows: v is loaded once for all. Two accumulators each, since one alone waits for
+// its own last addition.
+template <int R, class T>
+inline void dots_and_squares(const T* const* x, const float* v, std::int64_t n, double* dots, double* squares) {
   const f32* w = as_f32(v);
-  floats_v d0{}, d1{}, s0{}, s1{};
+  pair_v d[R] = {}, s[R] = {};
   std::int64_t i = 0;
   for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
-    const floats_v a = load(x + i), b = load(x + i + kLanes);
-    d0 += a * load(w + i);
-    s0 += a * a;
-    d1 += b * load(w + i + kLanes);
-    s1 += b * b;
+    const pair_v at = load_pair_as<T>(w + i);
+    for (int r = 0; r < R; ++r) {
+      const pair_v row = load_pair(x[r] + i);
+      d[r].a += row.a * at.a;
+      s[r].a += row.a * row.a;
+      d[r].b += row.b * at.b;
+      s[r].b += row.b * row.b;
+    }
   }
-  if (i + kLanes <= n) {
-    const floats_v a = load(x + i);
-    d0 += a * load(w + i);
-    s0 += a * a;
-    i += kLanes;
+  for (; i < n; i += kLanes) {
+    const bool whole = i + kLanes <= n;
+    const floats_v at = whole ? load(w + i) : load_tail(w + i, n - i);
+    for (int r = 0; r < R; ++r) {
+      const floats_v row = whole ? load(x[r] + i) : load_tail(x[r] + i, n - i);
+      d[r].a += row * at;
+      s[r].a += row * row;
+    }
   }
-  if (i < n) {
-    const floats_v a = load_tail(x + i, n - i);
-    d1 += a * load_tail(w + i, n - i);
-    s1 += a * a;
+  for (int r = 0; r < R; ++r) {
+    dots[r] = sum(d[r].a + d[r].b);
+    squares[r] = sum(s[r].a + s[r].b);
   }
-  *dot = sum(d0 + d1);
-  *square = sum(s0 + s1);
+}
+
+template <class T>
+inline void dot_and_square(const T* x, const float* v, std::int64_t n, double* dot, double* square) {
+  dots_and_squares<1>(&x, v, n, dot, square);
 }
 
 inline double dot(const float* x, const float* v, std::int64_t n) {
@@ -73,9 +84,9 @@ inline double square_of(const T* x, std::int64_t n) {
   floats_v s0{}, s1{};
   std::int64_t i = 0;
   for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
-    const floats_v a = load(x + i), b = load(x + i + kLanes);
-    s0 += a * a;
-    s1 += b * b;
+    const pair_v at = load_pair(x + i);
+    s0 += at.a * at.a;
+    s1 += at.b * at.b;
   }
   for (; i < n; i += kLanes) {
     const floats_v a = n - i < kLanes ? load_tail(x + i, n - i) : load(x + i);
@@ -84,13 +95,30 @@ inline double square_of(const T* x, std::int64_t n) {
   return sum(s0 + s1);
 }
 
-// y = a·x + b·v; `y` may be `x`.
-template <class T, class U>
-inline void scaled_sum(const T* x, const float* v, float a, float b, U* y, std::int64_t n) {
+// y = a·x + b·v of R rows with the same v; `y` may be `x`.
+template <int R, class T, class U>
+inline void scaled_sums(const T* const* x, const float* v, const float* a, const float* b, U* const* y,
+                        std::int64_t n) {
   const f32* w = as_f32(v);
   std::int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(y + i, a * load(x + i) + b * load(w + i));
-  if (i < n) store_tail(y + i, a * load_tail(x + i, n - i) + b * load_tail(w + i, n - i), n - i);
+  if constexpr (std::is_same_v<T, U>)  // else the two have orders of their own
+    for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+      const pair_v at = load_pair_as<T>(w + i);
+      for (int r = 0; r < R; ++r) {
+        const pair_v row = load_pair(x[r] + i);
+        store_pair(y[r] + i, {a[r] * row.a + b[r] * at.a, a[r] * row.b + b[r] * at.b});
+      }
+    }
+  for (; i + kLanes <= n; i += kLanes)
+    for (int r = 0; r < R; ++r) store(y[r] + i, a[r] * load(x[r] + i) + b[r] * load(w + i));
+  if (i < n)
+    for (int r = 0; r < R; ++r)
+      store_tail(y[r] + i, a[r] * load_tail(x[r] + i, n - i) + b[r] * load_tail(w + i, n - i), n - i);
+}
+
+template <class T, class U>
+inline void scaled_sum(const T* x, const float* v, float a, float b, U* y, std::int64_t n) {
+  scaled_sums<1>(&x, v, &a, &b, &y, n);
 }
 
 // y = a·x, which also converts between formats; `y` may be `x`.

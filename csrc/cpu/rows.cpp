@@ -26,6 +26,10 @@ inline void norm_row(const T* x, const float* weight, float eps, float offset, T
   const float inverse = inverse_rms(x, dim, eps);
   const f32* w = as_f32(weight);
   std::int64_t i = 0;
+  for (; i + 2 * kLanes <= dim; i += 2 * kLanes) {
+    const pair_v row = load_pair(x + i), by = load_pair_as<T>(w + i);
+    store_pair(out + i, {row.a * inverse * (by.a + offset), row.b * inverse * (by.b + offset)});
+  }
   for (; i + kLanes <= dim; i += kLanes) store(out + i, load(x + i) * inverse * (load(w + i) + offset));
   if (i < dim) store_tail(out + i, load_tail(x + i, dim - i) * inverse * (load_tail(w + i, dim - i) + offset), dim - i);
 }
@@ -42,32 +46,66 @@ const float* weight_floats(std::uintptr_t weight, Dtype dtype, std::int64_t dim)
   }
 }
 
+// Rows n to n + R − 1, which share a program of one slot.
+template <int R, class T>
+inline void steer_rows_alike(const SteerArgs& args, const Program& program, std::int64_t n) {
+  const T* x[R];
+  T* out[R];
+  bool changed[R];
+  for (int r = 0; r < R; ++r) {
+    x[r] = reinterpret_cast<const T*>(args.x.at(n + r));
+    out[r] = reinterpret_cast<T*>(args.out.at(n + r));
+  }
+  steer_rows_by_one<R>(program, x, out, args.dim, changed);
+  for (int r = 0; r < R; ++r)
+    if (!changed[r] && out[r] != x[r]) std::memcpy(static_cast<void*>(out[r]), x[r], args.dim * sizeof(T));
+}
+
+template <class T>
+inline void steer_row_alone(const SteerArgs& args, const Program* program, std::int64_t n) {
+  const std::int64_t dim = args.dim;
+  const T* x = reinterpret_cast<const T*>(args.x.at(n));
+  T* out = reinterpret_cast<T*>(args.out.at(n));
+  if (args.residual.data) {
+    f32* total = as_f32(scratch_floats(0, dim));
+    const float* other = floats(reinterpret_cast<const T*>(args.residual.at(n)), scratch_floats(1, dim), dim);
+    scaled_sum(x, other, 1, 1, total, dim);
+    if (!program || !steer_row(*program, total, out, dim)) scaled(total, 1, out, dim);
+  } else if ((!program || !steer_row(*program, x, out, dim)) && out != x) {
+    std::memcpy(static_cast<void*>(out), x, dim * sizeof(T));
+  }
+}
+
 template <class T>
 void steer_rows(const SteerArgs& args, std::int64_t begin, std::int64_t end) {
   const std::int64_t dim = args.dim, spread = args.count / args.table->rows, per_row = spread > 0 ? spread : 1;
   const float* weight = args.normed.data ? weight_floats(args.weight, args.weight_dtype, dim) : nullptr;
   std::int64_t read = -1;
   Program program;
-  for (std::int64_t n = begin; n < end; ++n) {
-    const T* x = reinterpret_cast<const T*>(args.x.at(n));
-    T* out = reinterpret_cast<T*>(args.out.at(n));
+  for (std::int64_t n = begin, next; n < end; n = next) {
     const std::int64_t row = args.token_row ? args.token_row[n] : n / per_row;
     if (row != read && row >= 0) {
-      program = read_program(args, row);
+      read_program(args, row, &program);
       read = row;
     }
     const bool idle = row < 0 || program.count == 0;
-    if (args.residual.data) {
-      f32* total = as_f32(scratch_floats(0, dim));
-      const float* other = floats(reinterpret_cast<const T*>(args.residual.at(n)), scratch_floats(1, dim), dim);
-      scaled_sum(x, other, 1, 1, total, dim);
-      if (idle || !steer_row(program, total, out, dim)) scaled(total, 1, out, dim);
-    } else if ((idle || !steer_row(program, x, out, dim)) && out != x) {
-      std::memcpy(static_cast<void*>(out), x, dim * sizeof(T));
+    std::int64_t alike = 1;
+    if (!idle && program.count == 1 && !args.residual.data) {
+      const std::int64_t stop = args.token_row ? end : (row + 1) * per_row < end ? (row + 1) * per_row : end;
+      while (alike < 4 && n + alike < stop && (!args.token_row || args.token_row[n + alike] == row)) ++alike;
     }
-    if (weight)
-      norm_row(static_cast<const T*>(out), weight, args.eps, args.weight_offset,
-               reinterpret_cast<T*>(args.normed.at(n)), dim);
+    if (alike == 4) {
+      steer_rows_alike<4, T>(args, program, n);
+    } else if (alike >= 2) {
+      steer_rows_alike<2, T>(args, program, n);
+      alike = 2;
+    } else {
+      steer_row_alone<T>(args, idle ? nullptr : &program, n);
+    }
+    next = n + alike;
+    for (std::int64_t m = n; weight && m < next; ++m)
+      norm_row(reinterpret_cast<const T*>(args.out.at(m)), weight, args.eps, args.weight_offset,
+               reinterpret_cast<T*>(args.normed.at(m)), dim);
   }
 }
 
@@ -122,7 +160,7 @@ void moment_columns(const MomentArgs& args, std::int64_t begin, std::int64_t end
   const double* shift = args.shift + begin;
   for (std::int64_t n = 0; n < args.count; ++n) {
     const std::int32_t group = args.group ? args.group[n] : 0;
-    float* centred = args.rows ? args.rows + n * args.dim + begin : nullptr;
+    float* centred = args.rows ? args.rows + n * args.row_stride + begin : nullptr;
     const double w = args.weight ? args.weight[n] : 1;
     if (group < 0) {
       if (centred) std::memset(centred, 0, width * sizeof(float));

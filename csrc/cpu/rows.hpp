@@ -17,6 +17,7 @@ struct RowView {
   std::int64_t outer_stride = 0;  // bytes
   std::int64_t inner_stride = 0;  // bytes
   std::uintptr_t at(std::int64_t n) const {
+    if (inner == 1) return data + static_cast<std::uintptr_t>(n * outer_stride);  // a division a row tells
     return data + static_cast<std::uintptr_t>((n / inner) * outer_stride + (n % inner) * inner_stride);
   }
 };
@@ -72,8 +73,9 @@ struct MomentArgs {
   const std::int32_t* group;  // null: all in group 0
   const float* weight;        // null: all 1
   const double* shift;
-  double* sum;  // [C, D]; written on the columns of the call alone
-  float* rows;  // [N, D] of sqrt(w)·(x − shift), 0 where not counted; null: not wanted
+  double* sum;              // [C, D]; written on the columns of the call alone
+  float* rows;              // [N, D] of sqrt(w)·(x − shift), 0 where not counted; null: not wanted
+  std::int64_t row_stride;  // of rows, in floats
 };
 
 // Row functions work on rows [begin, end), `moments` on columns [begin, end) of all rows.

@@ -17,24 +17,25 @@ double clip(double p, double low, double high) { return p < low ? low : (p > hig
 
 }  // namespace
 
-Program read_program(const SteerArgs& args, std::int64_t row) {
+void read_program(const SteerArgs& args, std::int64_t row, Program* program) {
   const Table& table = *args.table;
-  Program program;
-  program.preserve_norm = table.preserve_norm[row];
-  program.relative = table.relative[row] != 0;
-  program.scale = args.scale;
+  program->count = 0;
+  program->preserve_norm = table.preserve_norm[row];
+  program->relative = table.relative[row] != 0;
+  program->rotates = false;
+  program->adds = true;
+  program->scale = args.scale;
   for (std::int64_t s = row * table.slots; s < (row + 1) * table.slots; ++s) {
     if (table.direction[s] < 0) continue;
-    const int j = program.count++;
-    program.v[j] = args.directions + table.direction[s] * args.dim;
-    program.strength[j] = table.strength[s];
-    program.low[j] = table.low[s];
-    program.high[j] = table.high[s];
-    program.rotate[j] = table.rotate[s];
-    program.rotates |= table.rotate[s] != 0;
-    program.adds &= table.rotate[s] == 0 && table.low[s] == -HUGE_VALF && table.high[s] == HUGE_VALF;
+    const int j = program->count++;
+    program->v[j] = args.directions + table.direction[s] * args.dim;
+    program->strength[j] = table.strength[s];
+    program->low[j] = table.low[s];
+    program->high[j] = table.high[s];
+    program->rotate[j] = table.rotate[s];
+    program->rotates |= table.rotate[s] != 0;
+    program->adds &= table.rotate[s] == 0 && table.low[s] == -HUGE_VALF && table.high[s] == HUGE_VALF;
   }
-  return program;
 }
 
 Update solve_slots(const Program& program, const double* p, double square, const double* length) {

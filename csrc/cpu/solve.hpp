@@ -23,7 +23,7 @@ struct Update {
   bool changed = false;
 };
 
-Program read_program(const SteerArgs& args, std::int64_t row);
+void read_program(const SteerArgs& args, std::int64_t row, Program* program);
 
 // Before any norm is kept. `square` is ‖x‖² (ignored unless needs_norm); `length` holds the lengths of
 // the directions, 1 up to float32 rounding, which only tell for rows that are nearly parallel to one.

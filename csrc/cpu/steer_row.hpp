@@ -95,31 +95,28 @@ bool steer_by_several(const Program& program, const T* stored, U* y, std::int64_
   return true;
 }
 
-// y = steered x, rounded once; returns false (nothing written) where the row stays bit for bit as it is.
-// `y` may be `x`.
-template <class T, class U>
-inline bool steer_row(const Program& program, const T* x, U* y, std::int64_t dim) {
-  if (program.count > 1) return steer_by_several(program, x, y, dim);
-  double p, square;
-  dot_and_square(x, program.v[0], dim, &p, &square);
+// What is to be done with a row of one slot: leave it, compute y = a·x + b·v, or compute in double.
+enum class Way { keep, sum, exactly };
+
+inline Way solve_row(const Program& program, double p, double square, float* a_out, float* b_out) {
   const double outside = square - p * p;
   const bool split = program.preserve_norm == 2;
-  if (program.needs_norm() && !single_precision_holds(square)) return steer_exactly(program, x, y, dim);
-  if ((program.rotates || split) && !(outside > kCancelled * square)) return steer_exactly(program, x, y, dim);
+  if (program.needs_norm() && !single_precision_holds(square)) return Way::exactly;
+  if ((program.rotates || split) && !(outside > kCancelled * square)) return Way::exactly;
 
   double a = 1, b;
   if (program.adds) {  // the common case, without the call; p − p passes on a NaN
     b = program.strength[0] * (program.relative ? program.scale * __builtin_sqrt(square) : program.scale) + (p - p);
-    if (b == 0) return false;
+    if (b == 0) return Way::keep;
   } else {
     const Update update = solve_slots(program, &p, square);
-    if (!update.changed) return false;
+    if (!update.changed) return Way::keep;
     a = update.a;
     b = update.b[0];
   }
   if (program.preserve_norm == 1) {
     const double added = a * a * square + b * b, after = added + 2 * a * b * p;  // ‖y‖²
-    if (!(after > kCancelled * added)) return steer_exactly(program, x, y, dim);
+    if (!(after > kCancelled * added)) return Way::exactly;
     const double g = __builtin_sqrt(square / after);
     a *= g;
     b *= g;
@@ -130,8 +127,38 @@ inline bool steer_row(const Program& program, const T* x, U* y, std::int64_t dim
     a = g;
     b = shrink * inside - g * p;
   }
-  scaled_sum(x, program.v[0], static_cast<float>(a), static_cast<float>(b), y, dim);
-  return true;
+  *a_out = static_cast<float>(a);
+  *b_out = static_cast<float>(b);
+  return Way::sum;
+}
+
+// y = steered x, rounded once, of R rows with the same program of one slot. `y` may be `x`; a row that
+// stays bit for bit as it is gets changed[r] = false and nothing written.
+template <int R, class T, class U>
+inline void steer_rows_by_one(const Program& program, const T* const* x, U* const* y, std::int64_t dim, bool* changed) {
+  double p[R], square[R];
+  float a[R], b[R];
+  Way way[R];
+  bool all_sums = true;
+  dots_and_squares<R>(x, program.v[0], dim, p, square);
+  for (int r = 0; r < R; ++r) {
+    way[r] = solve_row(program, p[r], square[r], &a[r], &b[r]);
+    all_sums &= way[r] == Way::sum;
+    changed[r] = way[r] != Way::keep;
+  }
+  if (all_sums) return scaled_sums<R>(x, program.v[0], a, b, y, dim);
+  for (int r = 0; r < R; ++r) {
+    if (way[r] == Way::sum) scaled_sum(x[r], program.v[0], a[r], b[r], y[r], dim);
+    if (way[r] == Way::exactly) changed[r] = steer_exactly(program, x[r], y[r], dim);
+  }
+}
+
+template <class T, class U>
+inline bool steer_row(const Program& program, const T* x, U* y, std::int64_t dim) {
+  if (program.count > 1) return steer_by_several(program, x, y, dim);
+  bool changed;
+  steer_rows_by_one<1>(program, &x, &y, dim, &changed);
+  return changed;
 }
 
 }  // namespace

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import backends
-from .moments import Moments
+from .moments import Moments, rows_apart
 from .table import SteerTable
 
 REBUILD = (
@@ -325,6 +325,7 @@ def moments_update_(moments: Moments, x: Tensor, token_group: Tensor | None, wei
             shift.data_ptr(),
             into.data_ptr(),
             0 if centred is None else centred.data_ptr(),
+            0 if centred is None else centred.stride(0),
         )
 
     if not moments.started:
@@ -348,12 +349,12 @@ def moments_update_(moments: Moments, x: Tensor, token_group: Tensor | None, wei
 def _scratch(moments: Moments, n: int) -> Tensor:
     """`[n, D]` float32 kept from call to call: fresh memory costs more to touch than to compute with."""
     if moments.centred is None or len(moments.centred) < n:
-        moments.centred = torch.empty(n, moments.dim)
+        moments.centred = rows_apart(n, moments.dim)
     return moments.centred[:n]
 
 
 # A triangle of up to _LEAF columns is taken in panels of _PANEL rows: less is wasted above the diagonal.
-_LEAF, _PANEL = 512, 128
+_LEAF, _PANEL = 1024, 192
 
 
 def add_lower_triangle_(scatter: Tensor, rows: Tensor, start: int = 0, stop: int | None = None) -> None:

@@ -157,6 +157,31 @@ def test_a_direction_used_twice(backend):
     oracle.assert_rounded(ops.steer(x, directions, table), want, reach(x, want))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [17, 64, 576])
+@pytest.mark.parametrize("preserve", [0, 1, 2])
+def test_rows_of_one_program_are_as_each_alone(backend, dtype, dim, preserve):
+    tiny = torch.finfo(dtype).smallest_normal
+    x = rows(11, dim, dtype)
+    x[1] = 0
+    x[2, 3] = float("nan")
+    x[4] *= 1e4
+    x[6] = tiny / 8
+    x[7, ::2] = 0
+    x[8] *= tiny
+    for strength in (0.3, tiny / 16):
+        directions, table = unit(1, dim), adding(1, 1, strength=strength, preserve=preserve)
+        together = ops.steer(x, directions, table)
+        assert together[2].isnan().all()
+        sound = [n for n in range(len(x)) if n != 2]
+        for n in sound:
+            alone = ops.steer(x[n : n + 1], directions, table)
+            assert torch.equal(together[n : n + 1].view(torch.uint8), alone.view(torch.uint8)), n
+        want = oracle.steered(x[sound], directions, table)
+        size = reach(x[sound], want) - 1 + tiny
+        oracle.assert_rounded(together[sound], want, size)
+
+
 @pytest.mark.parametrize("degrees", [-180, -60, 0.5, 30, 90, 180])
 def test_rotation_stops_at_the_direction(backend, degrees):
     x, directions = rows(4, 96), unit(1, 96)
