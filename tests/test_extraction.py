@@ -1,11 +1,15 @@
 """Extraction: the recipe computed by hand, batches that do not matter, interruptions that lose nothing."""
 
+from itertools import accumulate, combinations, pairwise
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import emosteer as es
 import emosteer.extraction
-from emosteer.models.batching import Text, batches, counted_from
+from emosteer.models.batching import PASS_CPU, Text, batches, counted_from
 
 from .steering.conftest import streams
 
@@ -232,11 +236,35 @@ def test_bad_pairs(tiny_llama):
 
 def test_batches():
     texts = [Text(tuple(range(n)), 0) for n in (3, 9, 1, 5)]
-    found = batches(texts, 10)
-    assert [[len(t.ids) for t in batch.texts] for batch in found] == [[9], [5, 3], [1]]
+    assert [[len(t.ids) for t in batch.texts] for batch in batches(texts, 10)] == [[9], [5], [3, 1]]
+    assert [list(batch.ids.shape) for batch in batches(texts, 100)] == [
+        [4, 9]
+    ]  # passes cost more than padding
     assert counted_from(200, 50) == 50
     assert counted_from(20, 50) == 10
     assert counted_from(1, 50) == 0
+
+
+@given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=9), budget=st.sampled_from((10, 300, 700)))
+def test_batches_are_the_cheapest(lengths, budget):
+    """Against every way to cut, under the budget."""
+    down = sorted(lengths, reverse=True)
+
+    def cost(cuts):
+        return sum((stop - start) * down[start] + PASS_CPU for start, stop in pairwise(cuts))
+
+    def fits(cuts):
+        return all(
+            stop - start == 1 or (stop - start) * down[start] <= budget for start, stop in pairwise(cuts)
+        )
+
+    inner = range(1, len(down))
+    every = [(0, *some, len(down)) for k in range(len(down)) for some in combinations(inner, k)]
+    found = batches([Text(tuple(range(n)), 0) for n in lengths], budget)
+    assert [len(t.ids) for batch in found for t in batch.texts] == down
+    cuts = [0, *accumulate(len(batch.texts) for batch in found)]
+    assert fits(cuts)
+    assert cost(cuts) == min(cost(one) for one in every if fits(one))
 
 
 @pytest.mark.parametrize(

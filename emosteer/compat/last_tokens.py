@@ -14,8 +14,6 @@ from emosteer.models.patching import first_tensor
 
 # A batch may have this many tokens, whatever number of texts the caller thinks fit.
 MIN_BATCH_TOKENS = 1024
-# Past this many tokens a batch takes no text much shorter than its longest: padding would cost more than it saves.
-FULL_TOKENS, ALIKE = 256, 0.8
 
 
 class _Enough(Exception):
@@ -74,7 +72,7 @@ def last_tokens(
     try:
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             budget = max(batch_size * longest, MIN_BATCH_TOKENS)
-            for batch in bar([batch for texts in _alike(numbered) for batch in batches(texts, budget)]):
+            for batch in bar(batches(numbered, budget, device=device)):
                 numbers = [text.group for text in batch.texts]
                 here["texts"] = torch.tensor(numbers)
                 here["at"] = torch.tensor([at[number] for number in numbers])
@@ -85,17 +83,6 @@ def last_tokens(
         for hook in hooks:
             hook.remove()
     return found
-
-
-def _alike(texts: Sequence[Text]) -> list[list[Text]]:
-    """Runs of texts of about one length, longest first."""
-    runs: list[list[Text]] = []
-    for text in sorted(texts, key=lambda text: len(text.ids), reverse=True):
-        longest = len(runs[-1][0].ids) if runs else 0
-        if not runs or (len(runs[-1]) * longest >= FULL_TOKENS and len(text.ids) < ALIKE * longest):
-            runs.append([])
-        runs[-1].append(text)
-    return runs
 
 
 def _run(model: nn.Module, batch: Batch, more: Mapping[str, Sequence], device: torch.device) -> None:

@@ -41,7 +41,7 @@ class Counting:
             raise ValueError(f"batch_tokens must be an integer of at least 1, got {batch_tokens!r}")
         self.tok, self.skip_tokens, self.within = tok, skip_tokens, within
         self.batch_tokens, self.token_weight = batch_tokens, token_weight
-        self.capture = Capture(model, (0,))
+        self.capture = Capture(model, (0,), kernel_norms=True)
         self.layers = resolve_layers(layers, self.capture.decoder.depth)
         self.capture.layers = self.layers
         self.model_name, self.revision = name_of(model)
@@ -59,6 +59,7 @@ class Counting:
             "skip_tokens": skip_tokens,
             "within": within,
             "batch_tokens": batch_tokens,
+            "device": self.device.type,  # batches depend on it
             "rank": [self.rank, self.world],
         }
         if checkpoint is not None and self.world > 1:
@@ -92,7 +93,7 @@ class Counting:
                 [self.counts[kind] + i for i in mine],
             )
             self.counts[kind] += len(pairs)
-            for batch in batches(texts_here, self.batch_tokens):
+            for batch in batches(texts_here, self.batch_tokens, device=self.device):
                 if self._already_counted():
                     bar.advance(len(batch.texts) * self.world)
                     continue

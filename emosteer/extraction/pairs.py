@@ -62,7 +62,7 @@ def extract_pairs(
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if read not in READ:
         raise ValueError(f"read must be one of {', '.join(READ)}, got {read!r}")
-    capture = Capture(model, (0,))
+    capture = Capture(model, (0,), kernel_norms=True)
     capture.layers = resolve_layers(layers, capture.decoder.depth)
     dim, device = capture.decoder.dim, capture.device or torch.device("cpu")
     moments = {layer: Moments(1, dim, method != "mean_difference", device) for layer in capture.layers}

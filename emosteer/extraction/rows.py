@@ -40,7 +40,7 @@ def text_means(
     Raises:
         ValueError: no text, or one without a token.
     """
-    capture = Capture(model, (0,))
+    capture = Capture(model, (0,), kernel_norms=True)
     capture.layers = resolve_layers(layers, capture.decoder.depth)
     found: dict[int, list[Tensor]] = {layer: [] for layer in capture.layers}
     most, done = longest(tok, model), 0
@@ -65,7 +65,8 @@ def mean_rows(
     """Each text's mean residual over its tokens from `first(length)` on: layer → float32 `[N, D]`."""
     device, dim = capture.device, capture.decoder.dim
     rows = {layer: torch.empty(len(texts), dim, device=device) for layer in capture.layers}
-    for batch in batches([Text(text.ids, k) for k, text in enumerate(texts)], batch_tokens):
+    numbered = [Text(text.ids, k) for k, text in enumerate(texts)]
+    for batch in batches(numbered, batch_tokens, device=device):
         weight = torch.zeros(batch.ids.shape)
         for row, text in enumerate(batch.texts):
             start = first(len(text.ids))

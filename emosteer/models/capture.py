@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .blocks import Decoder, find_decoder
 from .injection import steered_at_outputs
+from .kernel_norms import run_norms_on_kernel
 from .patching import Patches, evaluating, first_tensor, unwrap
 
 
@@ -23,16 +24,19 @@ class Capture:
     Args:
         model: any decoder of transformers; it runs in eval mode, eagerly, without gradients.
         layers: blocks, ascending; layer `l` is the stream after block `l`.
+        kernel_norms: let the kernel compute the model's RMS norms, which changes the stream by rounding
+            and takes some percent off a pass.
 
     Attributes:
         decoder: where the blocks are.
         device: of the token ids to pass.
     """
 
-    def __init__(self, model: Any, layers: Sequence[int]) -> None:
+    def __init__(self, model: Any, layers: Sequence[int], *, kernel_norms: bool = False) -> None:
         self.model = unwrap(model)
         self.decoder: Decoder = find_decoder(model)
         self.layers = tuple(layers)
+        self._kernel_norms = kernel_norms
         parameters = self.model.parameters()
         self.device = next((p.device for p in parameters if p.device.type != "meta"), None)
 
@@ -64,6 +68,8 @@ class Capture:
 
         patches = Patches()
         try:
+            if self._kernel_norms:
+                run_norms_on_kernel(self.model, patches)
             for layer in self.layers:
                 patches.replace(self.decoder.blocks[layer], "forward", watch(layer))
             with (
