@@ -35,18 +35,18 @@ def _steer(original: Callable, replaced: Replacements, norms: KernelNorms) -> Ca
             with original(model, hook_to_steer):
                 yield
             return
-        modules = {}
-        for name in hook_to_steer:
-            try:
-                modules[name] = model.base_model.get_submodule(name)
-            except AttributeError:
-                raise ValueError(f"Not all hookpoints could be resolved: {list(hook_to_steer)}") from None
+        base = model.base_model
+        modules = [_submodule(base, name) for name in hook_to_steer]
+        if None in modules:
+            raise ValueError(f"Not all hookpoints could be resolved: {list(hook_to_steer)}")
         hooks: list[Any] = []
         try:
-            edits = {name: _edit(steered_by, replaced) for name, steered_by in hook_to_steer.items()}
-            for name, module in modules.items():
-                hooks.append(module.register_forward_hook(_hook(hook_to_steer[name], edits[name])))
-            if any(edit is not None for edit in edits.values()):
+            steers = False
+            for module, steered_by in zip(modules, hook_to_steer.values()):
+                edit = _edit(steered_by, replaced)
+                steers = steers or edit is not None
+                hooks.append(module.register_forward_hook(_hook(steered_by, edit)))
+            if steers:
                 norms.keep(model)
             yield
         finally:
@@ -54,6 +54,13 @@ def _steer(original: Callable, replaced: Replacements, norms: KernelNorms) -> Ca
                 hook.remove()
 
     return steer
+
+
+def _submodule(module: nn.Module | None, name: str) -> nn.Module | None:
+    """`module.get_submodule(name)`, None where there is none: this runs for every module in every pass."""
+    for part in name.split(".") if name else ():
+        module = None if module is None else module._modules.get(part)
+    return module
 
 
 def _hook(steered_by: Callable, edit: Edit | None) -> Callable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from operator import is_
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -27,11 +28,28 @@ _SIGNS = {AdditionIntervention: 1.0, SubtractionIntervention: -1.0}
 
 
 def install(replaced: Replacements) -> None:
-    """Replace the making of the hooks that set activations."""
+    """Replace the making of the hooks that set activations, and the search for hooks before and after a pass."""
     norms = KernelNorms(replaced)
-    replaced.replace(
-        base.IntervenableModel, "_intervention_setter", lambda original: _setter(original, replaced, norms)
-    )
+    model = base.IntervenableModel
+    replaced.replace(model, "_intervention_setter", lambda original: _setter(original, replaced, norms))
+    replaced.replace(model, "_remove_forward_hooks", lambda original: _remover(original, replaced))
+
+
+def _remover(original: Callable, replaced: Replacements) -> Callable:
+    def _remove_forward_hooks(self: Any) -> None:
+        """Every hook of every module, as the library does, without making up the modules' names."""
+        if not replaced.on:
+            return original(self)
+        modules = [self.model]
+        for module in modules:  # grows on the way
+            if module._modules:
+                modules += [child for child in module._modules.values() if child is not None]
+            if module._forward_hooks:
+                module._forward_hooks.clear()
+            if module._forward_pre_hooks:
+                module._forward_pre_hooks.clear()
+
+    return _remove_forward_hooks
 
 
 def _setter(original: Callable, replaced: Replacements, norms: KernelNorms) -> Callable:
@@ -44,9 +62,9 @@ def _setter(original: Callable, replaced: Replacements, norms: KernelNorms) -> C
         if edit is None:
             return original(self, keys, unit_locations_base, subspaces, intervention_additional_kwargs)
         (key,), (locations,) = keys, unit_locations_base
-        register = self.intervention_hooks[key]
         norms.keep(self.model)
-        return HandlerList([register(_hook(self, key, edit, locations), with_kwargs=True)])
+        hook = _hook(self, key, edit, locations)
+        return HandlerList([self.intervention_hooks[key](hook, with_kwargs=True)])
 
     return _intervention_setter
 
@@ -61,7 +79,7 @@ def _edit(model: Any, key: Any, subspace: Any, replaced: Replacements) -> Edit |
     version = None if source.is_inference() else source._version
     given = (model, source, intervention.interchange_dim, model.representations[key], subspace)
     known = _edits.get(intervention)
-    if known is not None and known[0] == version is not None and all(a is b for a, b in zip(known[1], given)):
+    if known is not None and known[0] == version is not None and all(map(is_, known[1], given)):
         return known[2]
     edit = None
     reason = _obstacle(model, key, intervention, subspace)
