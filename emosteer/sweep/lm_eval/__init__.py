@@ -7,7 +7,8 @@ Importing this package registers the model type "emosteer"; `python -m emosteer.
 harness's own command with it.
 """
 
-from .model import SteeredLM, program_of
+from ..words import program_of
+from .model import SteeredLM
 from .table import Score, evaluate
 
 __all__ = ["Score", "SteeredLM", "evaluate", "program_of"]

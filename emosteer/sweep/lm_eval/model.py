@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-import emosteer.programs as verbs
 from emosteer.bank import Bank
 from emosteer.models.loading import load
 from emosteer.programs import Program
 from emosteer.steering import steer
+
+from ..words import layers_of, program_of
 
 try:
     from lm_eval.api.registry import register_model
@@ -21,8 +22,6 @@ except ImportError as error:
     raise ImportError(
         f'lm-evaluation-harness is missing ({error}): pip install "emosteer[lm-eval]"'
     ) from None
-
-VERBS = ("add", "ablate", "cap", "floor", "hold", "rotate")
 
 
 @register_model("emosteer")
@@ -99,44 +98,17 @@ class SteeredLM(HFLM):
 
 def _attached(model: Any, bank: Bank, layers: Any, relative: bool, preserve_norm: bool, slots: int) -> Any:
     # The harness's parser of --model_args makes numbers of digits; a list comes as "12+13".
-    if isinstance(layers, str) and layers not in ("middle", "all"):
-        layers = [float(part) if "." in part else int(part) for part in layers.split("+")]
     found = steer(
-        model, bank, [None], layers=layers, relative=relative, preserve_norm=preserve_norm, slots=slots
+        model,
+        bank,
+        [None],
+        layers=layers_of(layers),
+        relative=relative,
+        preserve_norm=preserve_norm,
+        slots=slots,
     )
     found.attach()
     return found
-
-
-def program_of(given: Program | str | None) -> Program:
-    """A program from words: terms of a verb, a concept and a number, joined by " + ".
-
-        program_of("add calm 0.1 + ablate angry")
-
-    Raises:
-        ValueError: the term and what is expected.
-    """
-    if given is None:
-        return Program()
-    if isinstance(given, Program):
-        return given
-    if not isinstance(given, str):
-        raise ValueError(f"steer must be a program, or one in words, got {given!r}")
-    total = Program()
-    for term in given.split(" + "):
-        verb, _, rest = term.strip().partition(" ")
-        name, _, number = (rest.strip(), "", None) if verb == "ablate" else rest.strip().rpartition(" ")
-        try:
-            if verb not in VERBS or not name.strip():
-                raise ValueError("no such verb" if verb not in VERBS else "no concept")
-            arguments = () if number is None else (float(number),)
-            total = total + getattr(verbs, verb)(name.strip(), *arguments)
-        except ValueError as error:
-            raise ValueError(
-                f'steer has the term {term.strip()!r} ({error}); expected "add calm 0.1", with one of '
-                f'{", ".join(VERBS)} (ablate takes no number), several joined by " + "'
-            ) from None
-    return total
 
 
 def scored(metrics: Mapping[str, Any]) -> dict[tuple[str, str], tuple[float, float | None]]:
