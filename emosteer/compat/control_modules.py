@@ -82,8 +82,11 @@ def accelerate_control_module(
             if edit is None:
                 return original(self, *args, **kwargs)
             output = self.block(*args, **kwargs)
-            hidden = first_tensor(output)
+            hidden = output if type(output) is Tensor else first_tensor(output)
             positions = kwargs.get("position_ids")
+            step = positions is None or (isinstance(positions, Tensor) and positions.shape[-1] == 1)
+            if step and hidden is not None and not watched(self.block) and edit.again(hidden):
+                return output
             if hidden is None or not edit.fits(hidden) or not _understood(positions, hidden):
                 # The library's own code, on the output that is there already: a block runs once.
                 ran = SimpleNamespace(block=lambda *_args, **_kwargs: output, params=given)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from emosteer import ops
-from emosteer.ops import SteerTable, checks
+from emosteer.ops import SteerTable, checks, cpu
+from emosteer.ops.backends import asked_here
 
 
 class Edit:
@@ -48,6 +49,15 @@ class Edit:
         # An unused direction must be of unit length all the same, or the check of the bank would refuse it.
         self.directions[~used, 0] = 1.0
         self._elsewhere: dict[torch.device, Edit] = {}
+        self._last: tuple | None = None
+
+    @classmethod
+    def of(cls, directions: Tensor, table: SteerTable) -> Edit:
+        """The edit that a table of several slots a row describes; both are the edit's from here on."""
+        edit = object.__new__(cls)
+        edit.directions, edit.table = directions, table
+        edit._elsewhere, edit._last = {}, None
+        return edit
 
     @property
     def rows(self) -> int:
@@ -67,17 +77,48 @@ class Edit:
         """Steer `hidden` `[B, T, D]`: the same tensor, changed, or a new one where a gradient is wanted."""
         here = self if self.directions.device == hidden.device else self._on(hidden.device)
         if in_place and hidden.stride(-1) == 1 and not (hidden.requires_grad and torch.is_grad_enabled()):
-            return ops.steer_(hidden, here.directions, here.table, token_row)
+            ops.steer_(hidden, here.directions, here.table, token_row)
+            if token_row is None and here is self:
+                self._last = _checked(self.directions)
+            return hidden
         return ops.steer(hidden.contiguous(), here.directions, here.table, token_row)
+
+    def again(self, hidden: Tensor) -> bool:
+        """Steer dense rows in place if the last ones were just like them; False where that is not so.
+
+        Behind a model's weights, which push everything else out of the caches, each check of a decoding
+        step costs as much as the arithmetic. The directions and the table are nobody else's, so it is
+        enough to look at `hidden`.
+        """
+        last = self._last
+        if (
+            last is not None
+            and hidden.__class__ is Tensor
+            and hidden.shape == last[0]
+            and hidden.dtype is last[1]
+            and hidden.is_cpu
+            and hidden.is_contiguous()
+            and not hidden.requires_grad
+            and asked_here() is None
+        ):
+            cpu._cpu.steer_rows(last[2], hidden.data_ptr(), *last[3], self.table._handle, 0, 1.0)
+            return True
+        return False
 
     def _on(self, device: torch.device) -> Edit:
         found = self._elsewhere.get(device)
         if found is None:
-            found = self._elsewhere[device] = object.__new__(Edit)
-            found.directions = self.directions.to(device)
-            found.table = self.table.to(device)
-            found._elsewhere = {}
+            found = self._elsewhere[device] = Edit.of(self.directions.to(device), self.table.to(device))
         return found
+
+
+def _checked(directions: Tensor) -> tuple | None:
+    """What `ops.steer_` noted about the dense rows that passed its checks on the CPU: shape, dtype, sizes."""
+    call = getattr(directions, "_emosteer_call", None)
+    if call is None:
+        return None
+    shape, dtype, (code, *sizes) = call[2:]
+    return shape, dtype, code, tuple(sizes)
 
 
 def finite(vectors: Tensor) -> bool:

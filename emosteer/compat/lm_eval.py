@@ -36,8 +36,8 @@ def _steer(original: Callable, replaced: Replacements, norms: KernelNorms) -> Ca
                 yield
             return
         base = model.base_model
-        modules = [_submodule(base, name) for name in hook_to_steer]
-        if None in modules:
+        modules = [module for name in hook_to_steer if (module := _submodule(base, name)) is not None]
+        if len(modules) < len(hook_to_steer):
             raise ValueError(f"Not all hookpoints could be resolved: {list(hook_to_steer)}")
         hooks: list[Any] = []
         try:
@@ -65,17 +65,24 @@ def _submodule(module: nn.Module | None, name: str) -> nn.Module | None:
 
 def _hook(steered_by: Callable, edit: Edit | None) -> Callable:
     def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
-        hidden = first_tensor(output)
-        if hidden is None or edit is None or torch.compiler.is_compiling() or not edit.fits(hidden):
-            if isinstance(output, tuple):
-                return (steered_by(output[0]), *output[1:])
-            return steered_by(output)
-        # A module that hands its input on (dropout, identity) must not change what others still read.
-        own = all(hidden.data_ptr() != given.data_ptr() for given in inputs if isinstance(given, Tensor))
-        steered = edit(hidden, in_place=own and not watched(module, own_hooks=1))
-        return output if steered is hidden else with_first_tensor(output, steered)
+        hidden = output if type(output) is Tensor else first_tensor(output)
+        if hidden is not None and edit is not None and not torch.compiler.is_compiling():
+            in_place = not watched(module, own_hooks=1) and not _handed_on(hidden, inputs)
+            if in_place and edit.again(hidden):
+                return None
+            if edit.fits(hidden):
+                steered = edit(hidden, in_place=in_place)
+                return None if steered is hidden else with_first_tensor(output, steered)
+        if isinstance(output, tuple):
+            return (steered_by(output[0]), *output[1:])
+        return steered_by(output)
 
     return hook
+
+
+def _handed_on(hidden: Tensor, inputs: tuple) -> bool:
+    """Whether a module returned its input (dropout, identity): what others still read must not change."""
+    return any(isinstance(given, Tensor) and given.data_ptr() == hidden.data_ptr() for given in inputs)
 
 
 def _edit(steered_by: Callable, replaced: Replacements) -> Edit | None:

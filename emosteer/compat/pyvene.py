@@ -116,6 +116,8 @@ def _obstacle(model: Any, key: Any, intervention: Any, subspace: Any) -> str | N
 
 
 def _hook(model: Any, key: Any, edit: Edit, locations: Any) -> Callable:
+    state = model._intervention_state[key]
+
     def hook(_module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> Any:
         if locations is not None and model._is_generation:
             counter = model._key_setter_call_counter
@@ -124,7 +126,10 @@ def _hook(model: Any, key: Any, edit: Edit, locations: Any) -> Callable:
                 counter[key] += 1
             if prompt != bool(model._intervene_on_prompt):
                 return None
-        hidden = first_tensor(output)
+        hidden = output if type(output) is Tensor else first_tensor(output)
+        if hidden is not None and locations is None and edit.again(hidden):
+            state.inc_setter_version()
+            return None
         if hidden is None or not edit.fits(hidden):
             shape = "no tensor" if hidden is None else f"{hidden.dtype} of shape {list(hidden.shape)}"
             raise TypeError(
@@ -134,7 +139,7 @@ def _hook(model: Any, key: Any, edit: Edit, locations: Any) -> Callable:
         if locations is not None:
             batch, length = hidden.shape[:2]
             token_row = _rows_at(locations, batch, length, hidden.device)
-        model._intervention_state[key].inc_setter_version()
+        state.inc_setter_version()
         steered = edit(hidden, token_row, in_place=True)
         return None if steered is hidden else with_first_tensor(output, steered)
 

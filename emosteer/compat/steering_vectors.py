@@ -99,7 +99,11 @@ def _hooks(original: Callable, replaced: Replacements, patching: list[Columns]) 
 
         def hook(module: nn.Module, inputs: Any, outputs: Any) -> Any:
             hidden = untuple_tensor(outputs)
-            if not replaced.on or torch.compiler.is_compiling() or not edit.fits(hidden) or hidden.ndim != 3:
+            if not replaced.on or torch.compiler.is_compiling():
+                return plain(module, inputs, outputs)
+            if chosen is None and edit.again(hidden):
+                return outputs
+            if not edit.fits(hidden) or hidden.ndim != 3:
                 return plain(module, inputs, outputs)
             token_row = None
             if chosen is not None:
