@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,23 @@ ENGINE = typer.Option("local", help="local, ray or vllm.")
 RETRY = typer.Option(False, "--retry-failed", help="Run rows again that failed before.")
 QUIET = typer.Option(False, "--quiet", help="Say nothing while running.")
 
+# Of `--engine ray` only; the names are those of `Sweep.run`.
+RAY: dict[str, Any] = {"rich_help_panel": "With --engine ray"}
+WORKERS = typer.Option(None, "--num-workers", min=1, help="By default what the cluster has room for.", **RAY)
+CPUS = typer.Option(None, "--cpus-per-worker", min=0, help="Also the threads of torch; 1 by default.", **RAY)
+GPUS = typer.Option(None, "--gpus-per-worker", min=0, help="None by default; a fraction shares a GPU.", **RAY)
+RESOURCE = typer.Option([], "--resource", help="A further one of each worker, like name=1; several.", **RAY)
+ADDRESS = typer.Option(
+    None,
+    "--address",
+    help="Of the cluster: host:port, ray://host:port or auto; by default RAY_ADDRESS, else this machine alone.",
+    **RAY,
+)
+UNITS = typer.Option(
+    None, "--units-per-task", min=1, help="Units that a worker gets at a time; by speed by default.", **RAY
+)
+IN_FLIGHT = typer.Option(None, "--in-flight", min=1, help="Tasks that a worker has at a time; 2.", **RAY)
+
 
 @app.command()
 def run(
@@ -27,25 +44,62 @@ def run(
     engine: str = ENGINE,
     retry_failed: bool = RETRY,
     quiet: bool = QUIET,
+    num_workers: int = WORKERS,
+    cpus_per_worker: float = CPUS,
+    gpus_per_worker: float = GPUS,
+    resource: list[str] = RESOURCE,
+    address: str = ADDRESS,
+    units_per_task: int = UNITS,
+    in_flight: int = IN_FLIGHT,
 ) -> None:
     """Run the sweep of a YAML file into a folder; what is there already is not run again."""
     from emosteer.sweep import Sweep
 
     with _said():
-        found = Sweep.from_yaml(definition).run(folder, engine, retry_failed=retry_failed, progress=not quiet)
-        _state(found)
+        options = _of_ray(
+            engine,
+            num_workers,
+            cpus_per_worker,
+            gpus_per_worker,
+            resource,
+            address,
+            units_per_task,
+            in_flight,
+        )
+        sweep = Sweep.from_yaml(definition)
+        _state(sweep.run(folder, engine, retry_failed=retry_failed, progress=not quiet, **options))
 
 
 @app.command()
 def resume(
-    folder: str = FOLDER, engine: str = ENGINE, retry_failed: bool = RETRY, quiet: bool = QUIET
+    folder: str = FOLDER,
+    engine: str = ENGINE,
+    retry_failed: bool = RETRY,
+    quiet: bool = QUIET,
+    num_workers: int = WORKERS,
+    cpus_per_worker: float = CPUS,
+    gpus_per_worker: float = GPUS,
+    resource: list[str] = RESOURCE,
+    address: str = ADDRESS,
+    units_per_task: int = UNITS,
+    in_flight: int = IN_FLIGHT,
 ) -> None:
     """Go on with the sweep of a folder, as its manifest defines it."""
     from emosteer.sweep.manifest import resumed
 
     with _said():
-        found = resumed(folder).run(folder, engine, retry_failed=retry_failed, progress=not quiet)
-        _state(found)
+        options = _of_ray(
+            engine,
+            num_workers,
+            cpus_per_worker,
+            gpus_per_worker,
+            resource,
+            address,
+            units_per_task,
+            in_flight,
+        )
+        sweep = resumed(folder)
+        _state(sweep.run(folder, engine, retry_failed=retry_failed, progress=not quiet, **options))
 
 
 @app.command()
@@ -79,6 +133,48 @@ def report(
         if out is not None:
             for path in found.report().write(out):
                 print(path)
+
+
+def _of_ray(
+    engine: str,
+    num_workers: int | None,
+    cpus_per_worker: float | None,
+    gpus_per_worker: float | None,
+    resource: Sequence[str],
+    address: str | None,
+    units_per_task: int | None,
+    in_flight: int | None,
+) -> dict[str, Any]:
+    """Those of Ray's options that were given.
+
+    Raises:
+        ValueError: another engine, or a resource that is no name and number.
+    """
+    resources: dict[str, float] = {}
+    for one in resource:
+        name, equals, amount = one.rpartition("=")
+        try:
+            resources[name] = float(amount)
+        except ValueError:
+            equals = ""
+        if not equals or not name:
+            raise ValueError(f"--resource must be a name and a number, like accelerator=1; got {one!r}")
+    given = dict(
+        num_workers=num_workers,
+        cpus_per_worker=cpus_per_worker,
+        gpus_per_worker=gpus_per_worker,
+        resources=resources or None,
+        address=address,
+        units_per_task=units_per_task,
+        in_flight=in_flight,
+    )
+    found = {name: value for name, value in given.items() if value is not None}
+    if found and engine != "ray":
+        flag = "--resource" if "resources" in found else "--" + next(iter(found)).replace("_", "-")
+        raise ValueError(
+            f"{flag} is for --engine ray, the engine is {engine!r}; add --engine ray or leave it out"
+        )
+    return found
 
 
 def _state(found: Opened) -> None:

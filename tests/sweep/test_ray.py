@@ -1,14 +1,20 @@
 """The Ray engine on a cluster of two nodes in this machine: the rows of the local engine, whoever dies."""
 
+import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 import emosteer as es
+from emosteer.cli import app, main
 from emosteer.sweep import Row, Store
 
 from . import victim
@@ -173,6 +179,97 @@ def test_placement(cluster, local, tmp_path):
 def test_wrong_arguments(tmp_path, wrong, error):
     with pytest.raises(ValueError, match=error):
         sweep().run(tmp_path / "ray", "ray", progress=False, **wrong)
+
+
+COMMAND = [sys.executable, "-c", "from emosteer.cli import main; main()", "sweep"]
+
+
+def test_the_commands(cluster, tmp_path):
+    """`run` reaches the cluster at its address, `resume` goes on there: the rows of the local engine."""
+    one = victim.sweep()
+    one.model.save_pretrained(tmp_path / "model")
+    one.tok.save_pretrained(tmp_path / "model")
+    one.bank.save(tmp_path / "bank.safetensors")
+    definition = dict(
+        model=str(tmp_path / "model"),
+        bank="bank.safetensors",
+        prompts=[f"number {n} is" for n in range(6)],
+        strengths=[0.2],
+        layers=[[0]],
+        metrics=[{"choices": ["A", "B"]}],
+    )
+    (tmp_path / "sweep.yaml").write_text(json.dumps(definition))
+    table = es.Sweep.from_yaml(tmp_path / "sweep.yaml").run(tmp_path / "local", progress=False).table()
+    local = {(row["unit"], row["metric_id"]): row for row in table.to_pylist()}
+    folder = tmp_path / "ray"
+    given = ["--engine", "ray", "--address", cluster.address, "--units-per-task", "5", "--num-workers", "2"]
+    given += [
+        "--cpus-per-worker",
+        "1",
+        "--gpus-per-worker",
+        "0",
+        "--resource",
+        "second=1",
+        "--in-flight",
+        "1",
+    ]
+    first = subprocess.run(
+        [*COMMAND, "run", tmp_path / "sweep.yaml", folder, *given],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert first.returncode == 0, first.stderr
+    assert_same(folder, local)
+    parts = sorted(folder.glob("part-*.parquet"))
+    assert len(parts) >= len(table) // 5  # no part has more than a task
+    parts[0].unlink()
+    again = CliRunner().invoke(app, ["sweep", "resume", str(folder), *given])  # this process is connected
+    assert again.exit_code == 0, again.output
+    assert_same(folder, local)
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        (["--num-workers", "2"], "--num-workers is for --engine ray, the engine is 'local'"),
+        (["--resource", "second=1"], "--resource is for --engine ray"),
+        (
+            ["--engine", "ray", "--resource", "second"],
+            "--resource must be a name and a number, .*got 'second'",
+        ),
+        (["--engine", "ray", "--num-workers", "0"], "--num-workers"),
+        (["--engine", "ray", "--gpus-per-worker", "-1"], "--gpus-per-worker"),
+    ],
+)
+def test_wrong_options(tmp_path, monkeypatch, capsys, given, error):
+    """Told before anything is loaded."""
+    for command in (["run", str(tmp_path / "no.yaml")], ["resume"]):
+        monkeypatch.setattr("sys.argv", ["emosteer", "sweep", *command, str(tmp_path), *given])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code == 2
+        assert re.search(error, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("address", "kind", "error"),
+    [
+        ("127.0.0.1:1", ConnectionError, "no Ray cluster answers at address '127.0.0.1:1'"),
+        ("ray://127.0.0.1:1", ConnectionError, "no Ray cluster answers at address 'ray://127.0.0.1:1'"),
+        ("nonsense", ValueError, "address must be \"auto\", host:port or ray://host:port, got 'nonsense'"),
+    ],
+)
+def test_no_cluster_at_an_address(monkeypatch, address, kind, error):
+    """Said at once; Ray itself tries for minutes and then leaves the process."""
+    from emosteer.sweep.ray_engine.cluster import connected
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(kind, match=error), connected(address):
+        pass
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(kind, match=error), connected(None):
+        pass
 
 
 def test_a_worker_that_cannot_begin(cluster, tmp_path):

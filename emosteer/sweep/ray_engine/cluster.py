@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+# Seconds in which a cluster must take a connection.
+CONNECT_SECONDS = 10.0
 
 
 def imported() -> Any:
@@ -32,16 +36,49 @@ def connected(address: str | None) -> Iterator[Any]:
     Args:
         address: of a cluster, as `ray.init` takes it; None: the environment's RAY_ADDRESS, else a
             cluster of this machine that ends with the run.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ValueError: an address of no such form.
+        ConnectionError: no cluster answers there.
     """
     ray = imported()
     if ray.is_initialized():
         yield ray
         return
-    ray.init(address=address, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    there = address or os.environ.get("RAY_ADDRESS")
+    if there:
+        _reach(there)
+    try:
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    except ValueError as error:
+        raise ValueError(
+            f'address must be "auto", host:port or ray://host:port, got {there!r}: {error}'
+        ) from None
+    except (ConnectionError, SystemExit) as error:  # Ray leaves the process where it cannot connect
+        raise ConnectionError(_silent(there, error)) from None
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Find out in seconds, and not in Ray's minutes, that nobody is there."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(_silent(address, error)) from None
+
+
+def _silent(address: str | None, why: BaseException) -> str:
+    return (
+        f"no Ray cluster answers at address {address!r} ({why}); start one (ray start --head) and give its host:port, "
+        "or no address and no RAY_ADDRESS for this machine alone"
+    )
 
 
 @dataclass(frozen=True)

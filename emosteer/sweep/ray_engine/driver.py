@@ -67,6 +67,7 @@ def run_ray(
     Raises:
         ImportError: Ray is not installed.
         ValueError: an argument out of range, or no room for a worker.
+        ConnectionError: no cluster answers at the address.
         FolderError: the folder cannot be written to, or a node does not see it.
         RuntimeError: workers die one after another and finish nothing.
     """
