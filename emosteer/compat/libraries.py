@@ -57,6 +57,13 @@ LIBRARIES = {
             "pyvene",
             "AdditionIntervention and SubtractionIntervention on streams",
         ),
+        Library(
+            "saklas",
+            "saklas.core.hooks",
+            ("5.3.0",),
+            "saklas",
+            "ablations with and without pushes; a push alone is one addition already, and norms pay for it",
+        ),
     )
 }
 
@@ -64,8 +71,6 @@ LIBRARIES = {
 OUT_OF_REACH = {
     "transformer-lens": "its hooks on hook_resid_post are functions that you write, so there is no operation of "
     "its own to replace; call emosteer.ops.steer_ in yours (docs/accelerate.md shows how)",
-    "saklas": "a push is one in-place addition of a vector made ready beforehand, and an ablation a product "
-    "with the ablated axes alone; little is left to save there, and its other paths have no counterpart here",
     "nnterp": "StandardizedTransformer.steer is one in-place addition inside nnsight's own run of the model; the "
     "time goes to nnsight",
     "nnsight": "an edit is the code that you write in a trace; the time goes to running the trace",
