@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emosteer import programs as verbs
-from emosteer.programs import Program
-
+from .entries import DefinitionError, called, metric_of, program_of, shown, wrong
 from .generation import Generation
 from .metrics import KINDS, Metric
-from .words import VERBS
 
 # Key → what it is, for the message.
 KEYS = {
@@ -57,10 +52,6 @@ _NUMBERS = {"strengths": (int, float), "seeds": (int,)}
 COORDINATES = ("concept", "strength", "control", "prompt", "seed", "positions", "layers")
 
 
-class DefinitionError(ValueError):
-    """What does not fit in a definition: `path: got …, expected …`."""
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
@@ -76,7 +67,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise DefinitionError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(found, Mapping):
-        raise DefinitionError(f"{path}: expected keys such as bank, prompts and metrics, got {_shown(found)}")
+        raise DefinitionError(f"{path}: expected keys such as bank, prompts and metrics, got {shown(found)}")
     return dict(found)
 
 
@@ -112,14 +103,7 @@ def keywords(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _wrong(path: str, got: Any, expected: str | None = None) -> DefinitionError:
-    return DefinitionError(
-        f"{path}: got {_shown(got)}, expected {expected or KEYS[path.split('[')[0].split('.')[0]]}"
-    )
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+    return wrong(path, got, expected or KEYS[path.split("[")[0].split(".")[0]])
 
 
 def _list(path: str, value: Any) -> Sequence[Any]:
@@ -163,53 +147,6 @@ def _programs(value: Any, _folder: Path) -> Any:
     ]
 
 
-def program_of(path: str, given: Any) -> Program:
-    """`{add: {name: calm, strength: 0.1}}`, or a list of such that act together.
-
-    Raises:
-        DefinitionError: with the path of what is wrong.
-    """
-    parts = given if isinstance(given, list) else [given]
-    total = Program()
-    for j, part in enumerate(parts):
-        here = f"{path}[{j}]" if isinstance(given, list) else path
-        if not isinstance(part, Mapping) or len(part) != 1 or next(iter(part)) not in VERBS:
-            raise _wrong(here, part, f"a concept, or one of {', '.join(VERBS)} with its arguments")
-        ((verb, arguments),) = part.items()
-        if not isinstance(arguments, Mapping):
-            raise _wrong(f"{here}.{verb}", arguments, "arguments such as {name: calm, strength: 0.1}")
-        total = total + _called(f"{here}.{verb}", getattr(verbs, verb), arguments)
-    return total
-
-
-def program_definition(program: Program) -> list[dict[str, Any]]:
-    """What `program_of` reads back: one part a slot that can be written as a verb.
-
-    Raises:
-        ValueError: a slot that does several things at once, which no verb does.
-    """
-    found = []
-    keep = {} if program.preserve_norm is None else {"preserve_norm": program.preserve_norm}
-    for slot in program.slots:
-        candidates = {
-            "add": {"strength": slot.strength},
-            "rotate": {"degrees": math.degrees(slot.rotate)},
-            "hold": {"value": slot.low},
-            "cap": {"high": slot.high},
-            "floor": {"low": slot.low},
-        }
-        for verb, arguments in candidates.items():
-            if not all(math.isfinite(value) for value in arguments.values()):
-                continue
-            made = getattr(verbs, verb)(slot.name, *arguments.values()).slots[0]
-            if made == slot:
-                found.append({verb: {"name": slot.name, **arguments, **keep}})
-                break
-        else:
-            raise ValueError(f"the program {program} cannot be written in a definition")
-    return found
-
-
 def _layers(value: Any, _folder: Path) -> list[Any]:
     for i, item in enumerate(_list("layers", value)):
         for j, one in enumerate(item if isinstance(item, list) else [item]):
@@ -236,44 +173,10 @@ def _metrics(value: Any, _folder: Path) -> list[Metric]:
     return [metric_of(f"metrics[{i}]", item) for i, item in enumerate(_list("metrics", value))]
 
 
-def metric_of(path: str, given: Any) -> Metric:
-    """`lexicon`, or `{choices: {options: [" A", " B"]}}`.
-
-    Raises:
-        DefinitionError: with the path of what is wrong.
-    """
-    if isinstance(given, str):
-        given = {given: {}}
-    if not isinstance(given, Mapping) or len(given) != 1:
-        raise _wrong(path, given, f"one of {', '.join(sorted(KINDS))}, alone or with its arguments")
-    ((kind, arguments),) = given.items()
-    if kind not in KINDS:
-        raise DefinitionError(f"{path}: no metric {kind!r}; there are {', '.join(sorted(KINDS))}")
-    if isinstance(arguments, list) and kind in ("choices", "phrases"):
-        arguments = {"options" if kind == "choices" else "texts": arguments}
-    if arguments is not None and not isinstance(arguments, Mapping):
-        raise _wrong(f"{path}.{kind}", arguments, "arguments by name")
-    return _called(f"{path}.{kind}", KINDS[kind], arguments or {})
-
-
-def _called(path: str, function: Any, arguments: Mapping[str, Any]) -> Any:
-    known = inspect.signature(function).parameters
-    for key in arguments:
-        if key not in known:
-            raise DefinitionError(f"{path}.{key}: unknown; known are {', '.join(known)}")
-    for key, parameter in known.items():
-        if parameter.default is parameter.empty and key not in arguments:
-            raise DefinitionError(f"{path}.{key}: missing")
-    try:
-        return function(**arguments)
-    except (TypeError, ValueError, ImportError) as error:
-        raise DefinitionError(f"{path}: {error}") from None
-
-
 def _generation(value: Any, _folder: Path) -> Generation:
     if not isinstance(value, Mapping):
         raise _wrong("generation", value)
-    return _called("generation", Generation, value)
+    return called("generation", Generation, value)
 
 
 def _controls(value: Any, _folder: Path) -> list[str]:

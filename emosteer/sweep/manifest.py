@@ -14,7 +14,8 @@ from emosteer.bank import Bank
 from emosteer.models.capture import name_of
 from emosteer.programs import Program
 
-from .definition import keywords, program_definition
+from .definition import keywords
+from .entries import program_definition
 from .generation import Generation
 from .metrics import Metric
 from .plan import Plan

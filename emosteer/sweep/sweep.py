@@ -14,8 +14,9 @@ from emosteer.programs import Program
 
 from . import metrics as kinds
 from .arms import CONTROLS, arms_of, with_controls
-from .definition import DefinitionError, keywords, read_yaml
+from .definition import keywords, read_yaml
 from .engines import engine as engine_of
+from .entries import DefinitionError
 from .generation import Generation
 from .identity import model_id, positions_label, positions_of
 from .manifest import bank_bytes, manifest_of

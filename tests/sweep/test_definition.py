@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import emosteer as es
 from emosteer.cli import app
-from emosteer.sweep.definition import program_definition, program_of
+from emosteer.sweep.entries import program_definition, program_of
 from emosteer.sweep.manifest import resumed
 from emosteer.sweep.progress import SweepProgress
 
