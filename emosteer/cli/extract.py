@@ -49,16 +49,22 @@ def extract(
     if not out.parent.is_dir():
         raise FileNotFoundError(f"the folder {out.parent} does not exist; make it first")
     loaded, tok = es.load(model)
-    bank = es.extract(
-        loaded,
-        tok,
-        found,
-        layers=at,
-        method=method,
-        skip_tokens=skip_tokens,
-        denoise=denoise,
-        batch_tokens=batch_tokens,
-        checkpoint=out.with_name(f"{out.name}.part"),
-    )
+    part = out.with_name(f"{out.name}.part")
+    try:
+        bank = es.extract(
+            loaded,
+            tok,
+            found,
+            layers=at,
+            method=method,
+            skip_tokens=skip_tokens,
+            denoise=denoise,
+            batch_tokens=batch_tokens,
+            checkpoint=part,
+        )
+    except KeyboardInterrupt:
+        kept = f"{part} keeps what was counted; the same command goes on from there"
+        typer.echo(f"emosteer: stopped. {kept if part.exists() else 'Nothing was counted yet'}.", err=True)
+        raise typer.Exit(130) from None
     bank.save(out)
     typer.echo(f"{out}: {bank!r}")

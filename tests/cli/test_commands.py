@@ -4,6 +4,7 @@ import importlib
 import json
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import emosteer as es
@@ -125,6 +126,49 @@ def test_extract(command, tmp_path):
     assert set(bank.names) == {"calm", "furious"}
     assert bank.layers == (9,)
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_stopped_extraction_goes_on(command, tmp_path, monkeypatch):
+    from emosteer.extraction.counting import Counting
+
+    out, part = tmp_path / "bank.safetensors", tmp_path / "bank.safetensors.part"
+    arguments = (
+        "extract",
+        out,
+        "--emotion",
+        "calm",
+        "--emotion",
+        "furious",
+        "--layers",
+        "0.1",
+        "--batch-tokens",
+        300,
+    )
+    count, counted = Counting._count_batch, []
+
+    def stopped_at_the_third(self, batch, kind):
+        if len(counted) == 2:
+            raise KeyboardInterrupt
+        counted.append(batch)
+        count(self, batch, kind)
+
+    monkeypatch.setattr(Counting, "_count_batch", stopped_at_the_third)
+    done = command(*arguments)
+    assert done.exit_code == 130
+    assert f"{part} keeps what was counted" in done.stderr
+    assert part.exists()
+    assert not out.exists()
+    counted.clear()
+    monkeypatch.setattr(Counting, "_count_batch", lambda *a: (counted.append(a[1]), count(*a)))
+    assert command(*arguments).exit_code == 0
+    whole = es.Bank.load(out)
+    out.unlink()
+    again = list(counted)
+    assert command(*arguments).exit_code == 0
+    assert (
+        len(counted) - len(again) == len(again) + 2
+    )  # what was counted before the stop was not counted again
+    assert torch.equal(es.Bank.load(out).directions[3], whole.directions[3])
 
 
 def test_the_demo(command, tmp_path, monkeypatch):
