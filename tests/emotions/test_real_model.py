@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 import emosteer as es
+from emosteer.calibration.grid import with_random
+from emosteer.emotions.validation.sentiment import OPENINGS
 from emosteer.zscores import ZScores
 
 from ..steering.conftest import streams
@@ -99,11 +102,36 @@ def test_a_monitor_hears_what_a_text_is_about(smollm2, bank):
     assert means["afraid"]["afraid"] - means["calm"]["afraid"] > 0
 
 
+@pytest.fixture(scope="module")
+def whole_bank(smollm2):
+    bank = es.extract(*smollm2, es.emotions.corpus(), layers=range(12, 23), progress=False)
+    assert len(bank) == 171
+    return bank
+
+
 @pytest.mark.model
 @pytest.mark.slow
-def test_the_circumplex_of_what_comes_along(smollm2):
+def test_the_circumplex_of_what_comes_along(whole_bank):
     """The stories were revised with this model's components in view (see the data card): usable, not independent."""
-    bank = es.extract(*smollm2, es.emotions.corpus(), layers=[18, 20, 22], progress=False)
-    assert len(bank) == 171
-    found = [es.circumplex(bank, layer) for layer in bank.layers]
+    found = [es.circumplex(whole_bank, layer) for layer in (18, 20, 22)]
     assert max(min(one.valence_r / 0.80, one.arousal_r / 0.65) for one in found) >= 1, found
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_directions_are_causal(smollm2, whole_bank):
+    """Texts written under "joyful" are pleasant and under "desperate" unpleasant; random directions do neither."""
+    model, tok = smollm2
+    bank = with_random(whole_bank, ("joyful", "desperate"), 4, seed=0)
+    arms = [None, *bank.names]
+    programs = [es.add(arm, 0.05) if arm else None for arm in arms for _ in OPENINGS]
+    inputs = tok(list(OPENINGS) * len(arms), return_tensors="pt", padding=True)
+    with es.steer(model, bank, programs, layers=range(12, 22)), torch.no_grad():
+        out = model.generate(**inputs, max_new_tokens=30, do_sample=False)
+    texts = tok.batch_decode(out[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+    judge = SentimentIntensityAnalyzer()
+    scores = torch.tensor([judge.polarity_scores(text)["compound"] for text in texts])
+    mean = dict(zip(arms, scores.view(len(arms), -1).mean(1).tolist()))
+    assert mean["joyful"] - mean["desperate"] >= 0.8, mean
+    for arm in arms[3:]:
+        assert abs(mean[arm] - mean[None]) <= 0.25, mean
