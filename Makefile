@@ -59,8 +59,16 @@ $(STAMPS)/peers: constraints-peers.txt $(STAMPS)/built
 	$(PIP_PEERS) --no-build-isolation --no-deps -e .
 	@touch $@
 
-test-peers: $(STAMPS)/peers
+# TransformerLens wants a newer transformers than they do: it stands beside the environment of all other tests.
+$(STAMPS)/lens: constraints-peers.txt $(STAMPS)/built
+	rm -rf .venv-lens
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-peers.txt --no-deps \
+		--target .venv-lens transformer-lens beartype einops fancy-einsum jaxtyping typeguard wadler_lindig
+	@touch $@
+
+test-peers: $(STAMPS)/peers $(STAMPS)/lens
 	EMOSTEER_PEERS=1 $(PEERS) -m pytest tests/peers tests/formats/test_peers.py tests/sweep/test_inspect_ai.py
+	EMOSTEER_PEERS=1 PYTHONPATH=.venv-lens $(BIN)/python -m pytest tests/peers/test_transformer_lens.py
 
 bench-peers: $(STAMPS)/peers
 	$(PEERS) bench/peers_steering.py

@@ -27,8 +27,8 @@ def accelerate(*names: str) -> Acceleration:
     library's; docs/accelerate.md lists where the library alone fails or gives other rows.
 
     Args:
-        names: as on the package index: "repeng", "steering-vectors", "dialz", "lm-eval", "pyvene", "saklas".
-            None: every one of them that is installed.
+        names: as on the package index: "repeng", "steering-vectors", "dialz", "lm-eval", "pyvene", "saklas",
+            "transformer-lens". None: every one of them that is installed.
 
     Returns:
         a handle: a context manager, with `undo()` and `report()`. Undone, the libraries are the same
