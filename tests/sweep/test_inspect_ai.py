@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 
 import pytest
 import torch
@@ -18,8 +19,11 @@ from inspect_ai.scorer import includes
 from inspect_ai.solver import generate, solver
 from inspect_ai.tool import ToolInfo
 
+from emosteer.sweep.generation import Generation
 from emosteer.sweep.inspect_ai import served
+from emosteer.sweep.inspect_ai.batches import Batches
 from emosteer.sweep.inspect_ai.provider import SteeredAPI
+from emosteer.sweep.inspect_ai.requests import Answer, Request
 
 QUESTIONS = ("hello there", "he", "What now, my old friend? Tell me of the sea, ", "I am so")
 WORDS = ("add calm 0.4", "add angry -0.3 + cap calm 0.0", None)
@@ -211,6 +215,35 @@ def test_an_error_reaches_every_request(provider, tmp_path, monkeypatch):
         )
     assert all("broken on purpose" in sample.error.message for sample in log.samples)
     ran(tmp_path, task(max_tokens=6), model=one)
+
+
+def test_a_cancelled_request_takes_nobody_along():
+    """One that waits leaves the queue; one whose batch runs lets it end; the others are answered."""
+    ran, started, go_on = [], threading.Event(), threading.Event()
+
+    def run(some):
+        ran.append([request.seed for request in some])
+        started.set()
+        assert go_on.wait(20)
+        for request in some:
+            request.answer = Answer("", 0, False)
+
+    async def all_of_them():
+        batches = Batches(run, 2)
+        requests = [Request((1,), es.programs.Program(), Generation(), seed=n) for n in range(6)]
+        tasks = [asyncio.create_task(batches.answer(request)) for request in requests]
+        await asyncio.to_thread(started.wait, 20)
+        tasks[0].cancel()  # runs
+        tasks[3].cancel()  # waits
+        await asyncio.sleep(0.1)
+        go_on.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    found = asyncio.run(all_of_them())
+    assert [type(one).__name__ for one in found] == [
+        "CancelledError" if n in (0, 3) else "NoneType" for n in range(6)
+    ]
+    assert ran == [[0, 1], [2, 4], [5]]
 
 
 @pytest.mark.model

@@ -28,6 +28,7 @@ class Batches:
     def __init__(self, run: Callable[[list[Request]], None], size: int) -> None:
         self._run, self._size = run, size
         self._waiting: deque[Request] = deque()
+        self._held = threading.Lock()  # of the deque
         self._turn: RunVar[anyio.Lock] = RunVar("emosteer_turn")  # one for each event loop
         self._alone = threading.Lock()  # and one of them at a time
 
@@ -44,8 +45,9 @@ class Batches:
                     await self._gather()
                     await anyio.to_thread.run_sync(self._serve)
         finally:
-            if not request.done and request in self._waiting:  # cancelled
-                self._waiting.remove(request)
+            with self._held:
+                if request in self._waiting:  # cancelled before its batch began
+                    self._waiting.remove(request)
         if request.error is not None:
             raise request.error
 
@@ -65,7 +67,8 @@ class Batches:
 
     def _serve(self) -> None:
         with self._alone:
-            some = [self._waiting.popleft() for _ in range(min(self._size, len(self._waiting)))]
+            with self._held:
+                some = [self._waiting.popleft() for _ in range(min(self._size, len(self._waiting)))]
             try:
                 if some:
                     self._run(some)
