@@ -70,8 +70,9 @@ test-peers: $(STAMPS)/peers $(STAMPS)/lens
 	EMOSTEER_PEERS=1 $(PEERS) -m pytest tests/peers tests/formats/test_peers.py tests/sweep/test_inspect_ai.py
 	EMOSTEER_PEERS=1 PYTHONPATH=.venv-lens $(BIN)/python -m pytest tests/peers/test_transformer_lens.py
 
-bench-peers: $(STAMPS)/peers
+bench-peers: $(STAMPS)/peers $(STAMPS)/lens
 	$(PEERS) bench/peers_steering.py
+	PYTHONPATH=.venv-lens $(BIN)/python bench/peers_steering.py --library transformer-lens
 	$(PEERS) bench/peers_extraction.py
 	$(PEERS) bench/sweep.py --peers
 

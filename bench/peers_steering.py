@@ -1,20 +1,24 @@
 """Other libraries with our kernels inside: `python bench/peers_steering.py [--dtype float32] [--rounds 9]`.
 
-All blocks of the built-in model steered by each library alone and accelerated, and the model unsteered, in
-turn in one process: decode behind a cache, and prefill. Writes bench/results/peers_steering_<dtype>.csv, where
-a library accelerated is set against the library alone, and each of the two against the unsteered model.
+All blocks of the built-in model steered by each installed library alone and accelerated, and the model
+unsteered, in turn in one process: decode behind a cache, and prefill. Writes
+bench/results/peers_steering_<dtype>.csv, where a library accelerated is set against the library alone, and each
+of the two against the unsteered model. `--library transformer-lens` measures that one alone, into
+peers_steering_transformer-lens_<dtype>.csv.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from common import PACKAGES, Result, machine, save, summary
@@ -24,14 +28,14 @@ from emosteer.models.blocks import find_decoder
 
 SHAPES = {"decode B=1": (1, 0), "decode B=16": (16, 0), "prefill 4x128": (4, 128)}
 CONTEXT, STRENGTH, REPEATS = 32, 1.0, {"decode B=1": 6, "decode B=16": 2, "prefill 4x128": 1}
-LIBRARIES = ("repeng", "steering-vectors", "dialz", "lm-eval", "pyvene", "saklas")
+LIBRARIES = ("repeng", "steering-vectors", "dialz", "lm-eval", "pyvene", "saklas", "transformer-lens")
 
 
 class Sides:
     """Each library's own way of steering all blocks of a model by one vector a block."""
 
-    def __init__(self, model, tokenizer, folder: str) -> None:
-        self.model, self.tokenizer, self.folder = model, tokenizer, folder
+    def __init__(self, model, tokenizer, folder: str, libraries: Sequence[str]) -> None:
+        self.model, self.tokenizer, self.folder, self.libraries = model, tokenizer, folder, libraries
         decoder = find_decoder(model)
         generator = torch.Generator().manual_seed(0)
         self.depth, self.dim = decoder.depth, decoder.dim
@@ -151,9 +155,44 @@ class Sides:
     def saklas_ablating(self):
         return self.saklas(ablate=True)
 
+    @cached_property
+    def _bridge(self):
+        """Around a copy: a bridge takes its model apart."""
+        from transformer_lens import TransformerBridge
+
+        return TransformerBridge.boot_transformers(
+            "HuggingFaceTB/SmolLM2-135M",
+            hf_model=copy.deepcopy(self.model),
+            tokenizer=self.tokenizer,
+            device="cpu",
+            dtype=self.model.dtype,
+        )
+
+    @contextmanager
+    def transformer_lens(self, hook: Callable | None = None) -> Iterator[Callable]:
+        hooks = [
+            (f"blocks.{layer}.hook_resid_post", partial(hook, v))
+            for layer, v in self.vectors.items()
+            if hook is not None
+        ]
+        with self._bridge.hooks(fwd_hooks=hooks):
+            yield self._bridge.original_model
+
+    def transformer_lens_adding(self):
+        return self.transformer_lens(lambda v, resid, hook: resid + v)
+
+    def transformer_lens_ablating(self):
+        unit = {id(v): v / v.norm() for v in self.vectors.values()}
+
+        def ablate(v, resid, hook):
+            u = unit[id(v)]
+            return resid - (resid @ u)[..., None] * u
+
+        return self.transformer_lens(ablate)
+
     def all(self) -> dict[str, tuple[str, Callable]]:
-        """Name → the library to accelerate, and how to enter it."""
-        return {
+        """Name → the library to accelerate, and how to enter it, of the libraries chosen."""
+        known: dict[str, tuple[str, Callable]] = {
             "repeng": ("repeng", self.repeng),
             "repeng normalize": ("repeng", self.repeng_normalized),
             "steering-vectors": ("steering-vectors", self.steering_vectors),
@@ -164,7 +203,18 @@ class Sides:
             "pyvene": ("pyvene", self.pyvene),
             "saklas push": ("saklas", self.saklas),
             "saklas ablate+push": ("saklas", self.saklas_ablating),
+            "transformer-lens unhooked": ("transformer-lens", self.transformer_lens),
+            "transformer-lens add": ("transformer-lens", self.transformer_lens_adding),
+            "transformer-lens ablate": ("transformer-lens", self.transformer_lens_ablating),
         }
+        return {label: side for label, side in known.items() if side[0] in self.libraries}
+
+
+def installed(name: str) -> bool:
+    try:
+        return bool(version(name))
+    except PackageNotFoundError:
+        return False
 
 
 def workload(model, batch: int, length: int) -> Callable[[Callable], None]:
@@ -232,14 +282,16 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--case", choices=SHAPES, help="this one alone, and no file")
+    parser.add_argument("--library", choices=LIBRARIES, help="this one alone, into a file with its name")
     options = parser.parse_args()
+    libraries = [options.library] if options.library else [name for name in LIBRARIES if installed(name)]
     torch.set_grad_enabled(False)
     torch.manual_seed(0)
-    packages = (*PACKAGES, *LIBRARIES)
+    packages = (*PACKAGES, *libraries)
     print(machine(packages))
     model, tokenizer = es.load("smollm2", dtype=getattr(torch, options.dtype))
     with tempfile.TemporaryDirectory() as folder:
-        sides = Sides(model, tokenizer, folder)
+        sides = Sides(model, tokenizer, folder, libraries)
         results = [
             result
             for name in ([options.case] if options.case else SHAPES)
@@ -248,7 +300,8 @@ def main() -> None:
     print(summary(results))
     print(costs(results))
     if not options.case:
-        save(f"peers_steering_{options.dtype}", results, packages)
+        which = f"{options.library}_" if options.library else ""
+        save(f"peers_steering_{which}{options.dtype}", results, packages)
 
 
 if __name__ == "__main__":
