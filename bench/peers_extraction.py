@@ -1,4 +1,5 @@
-"""Vectors from the same texts by repeng, steering-vectors, each alone and accelerated, and `es.extract`.
+"""Vectors from the same texts by repeng, steering-vectors, each alone and accelerated, and `es.extract`
+(of all blocks, which the two read, and of the first two thirds, where concepts read best).
 
 `python bench/peers_extraction.py [--rounds 3]` prints tokens per second and how far vectors are from the
 library's own, and writes bench/results/peers_extraction.csv.
@@ -11,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -53,9 +55,9 @@ def steering_vectors(model, tokenizer, texts) -> dict[int, np.ndarray]:
     return {layer: v.float().numpy() for layer, v in found.layer_activations.items()}
 
 
-def ours(model, tokenizer, texts) -> dict[int, np.ndarray]:
+def ours(model, tokenizer, texts, layers="all") -> dict[int, np.ndarray]:
     stories = [(label, text) for pair in texts for label, text in zip((POSITIVE, NEGATIVE), pair)]
-    bank = es.extract(model, tokenizer, stories, neutral=(), skip_tokens=0, progress=False)
+    bank = es.extract(model, tokenizer, stories, neutral=(), skip_tokens=0, layers=layers, progress=False)
     return {layer: bank.directions[layer][0].numpy() for layer in bank.layers}
 
 
@@ -83,6 +85,7 @@ def main() -> None:
         "steering-vectors": (None, steering_vectors),
         "steering-vectors accelerated": ("steering-vectors", steering_vectors),
         "es.extract": (None, ours),
+        "es.extract to block 20": (None, partial(ours, layers=range(21))),
     }
     times: dict[str, list[float]] = {side: [] for side in sides}
     vectors = {}
@@ -100,7 +103,7 @@ def main() -> None:
     for side in sides:
         print(f"{side:30} {tokens / statistics.median(times[side]):8.0f} tokens/s")
         for other in LIBRARIES:
-            if side != other and (side == "es.extract" or side.startswith(other)):
+            if side != other and side.startswith(("es.extract", other)):
                 results.append(Result(case, side, other, times[side], times[other]))
     for library in LIBRARIES:
         off = apart(vectors[f"{library} accelerated"], vectors[library])
