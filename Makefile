@@ -4,6 +4,7 @@
 # make test-peers, bench-peers    the same for other steering libraries with our kernels inside
 # make browser   Chromium, for the tests that look at pages (Debian, as root)
 # make check   formatting, lint, types, layers
+# make check-gpu-code   every variant of the GPU kernels compiled and read without a GPU, into bench/results/
 # make bench   the benchmarks that a CPU can run, into bench/results/
 # make clean   forget the environments and what was built
 
@@ -16,7 +17,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # Threads of torch in the tests: all cores.
 SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh kernels/cuda/*.cuh)
 
-.PHONY: demo test browser check bench clean venv test-llamacpp test-peers bench-peers
+.PHONY: demo test browser check check-gpu-code bench clean venv test-llamacpp test-peers bench-peers
 
 venv: $(STAMPS)/built
 
@@ -98,6 +99,9 @@ check: $(STAMPS)/built
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run -Werror $(shell git ls-files 'csrc/*.cpp' 'csrc/*.hpp' 'csrc/*.cu' 'csrc/*.cuh' 'kernels/cuda/*.cuh')
+
+check-gpu-code: $(STAMPS)/built
+	$(BIN)/emosteer bench static --all
 
 bench: $(STAMPS)/built
 	$(BIN)/python bench/ops.py

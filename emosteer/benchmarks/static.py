@@ -18,20 +18,26 @@ TOKENS = (1, 32, 256, 4096, 65536)
 BATCHES = (1, 32, 256)
 # The variant that stands for an operation, and the operation that counts its bytes.
 TRITON = {
-    "steer_ (1 slot, dense)": "steer_",
-    "steer_ (4 slots, token_row)": "steer_",
-    "steer_rms_norm_ (1 slot, dense)": "steer_rms_norm_",
+    "steer (1 slot)": "steer_",
+    "steer (16 slots)": "steer_",
+    "steer_rms_norm (1 slot)": "steer_rms_norm_",
     "rms_norm": "rms_norm",
     "project (many)": "project",
-    "project_extremes_ (many, dense)": "project_extremes_",
+    "project_extremes (many)": "project_extremes_",
     "moments (sums, grouped)": "moments (sums)",
     "moments (triangle)": "moments (triangle)",
 }
 CUDA = {"steer": "steer_", "steer_rms_norm": "steer_rms_norm_", "rms_norm": "rms_norm", "project": "project"}
 LONGEST_RESIDENT = 8192
+# Of rows that a norm follows, in Triton's kernels: bytes.
+LONGEST_NORMED = 16 * 1024
 HEAD = (
-    "Everything but registers, shared memory, threads and occupancy is **predicted**: no GPU has run it.\n"
-    "Formulas and assumptions: `emosteer/benchmarks/predicted.py`; data sheets: `emosteer/benchmarks/devices.py`."
+    "No GPU has run these kernels. Registers, shared memory, threads and spills are read from the machine code;\n"
+    "occupancy follows from them and from the limits of a multiprocessor; everything else is **predicted**:\n\n"
+    "    time  = max(bytes moved / (0.9 · published bandwidth), products / (0.6 · published flops), 2 µs)\n"
+    "    share = time that steering adds to a decode step / time of the step without it\n\n"
+    "How bytes are counted, and every assumption: `emosteer/benchmarks/predicted.py`. Data sheets:\n"
+    "`emosteer/benchmarks/devices.py`."
 )
 
 
@@ -141,7 +147,7 @@ def _predicted(
             "threads": threads,
             "spill_bytes": spills,
             "occupancy": f"{limits.occupancy(registers, shared, threads):.2f}",
-            "bytes_over_least": f"{_counted(op, 4096, dim, dtype, backend).excess:.2f}",
+            "predicted_bytes_over_least": f"{_counted(op, 4096, dim, dtype, backend).excess:.2f}",
             **{
                 f"predicted_us_{tokens}": f"{_counted(op, tokens, dim, dtype, backend).seconds(device) * 1e6:.2f}"
                 for tokens in TOKENS
@@ -150,7 +156,10 @@ def _predicted(
 
 
 def _counted(op: str, tokens: int, dim: int, dtype: str, backend: str) -> Work:
-    counted = work(op, tokens, dim, DTYPES[dtype], resident=dim <= LONGEST_RESIDENT)
+    resident = dim <= LONGEST_RESIDENT
+    if backend == "triton" and op == "steer_rms_norm_":
+        resident = dim * DTYPES[dtype] <= LONGEST_NORMED
+    counted = work(op, tokens, dim, DTYPES[dtype], resident=resident)
     if backend == "cuda" and op == "project":  # no tensor cores; rows read the directions from the L2 cache
         return Work(counted.least, counted.least, scalar_flops=counted.flops / PRODUCTS)
     return counted
@@ -164,8 +173,11 @@ def shares() -> list[dict[str, Any]]:
             "backend": backend,
             "device": device.name,
             "batch": batch,
-            "step_us": f"{model.step(device, batch) * 1e6:.0f}",
-            **{mode: f"{share:.2%}" for mode, share in model.shares(device, batch, backend).items()},
+            "predicted_step_us": f"{model.step(device, batch) * 1e6:.0f}",
+            **{
+                f"predicted_{mode}": f"{share:.2%}"
+                for mode, share in model.shares(device, batch, backend).items()
+            },
         }
         for backend in LAUNCH
         for device in DEVICES
@@ -174,25 +186,24 @@ def shares() -> list[dict[str, Any]]:
     ]
 
 
-def write(folder: Path, found: list[dict[str, Any]]) -> tuple[Path, Path]:
-    """`static.csv` with every row, and `static.md` with what one reads first."""
+def write(folder: Path, found: list[dict[str, Any]]) -> tuple[Path, Path, Path]:
+    """`static.csv` with every row, `static_shares.csv` with the shares of a step, `static.md` with both to read."""
     folder.mkdir(parents=True, exist_ok=True)
-    table, page = folder / "static.csv", folder / "static.md"
-    with table.open("w", newline="") as file:
-        dtypes = dict.fromkeys(row["dtype"] for row in found)
-        only = "".join(f" --dtype {dtype}" for dtype in dtypes) if len(dtypes) < len(DTYPES) else ""
-        file.write(
-            f"# emosteer bench static{only}; times and occupancy predicted, no GPU has run these kernels\n"
-        )
-        writer = csv.DictWriter(file, list(found[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(found)
+    table, of_step, page = (folder / name for name in ("static.csv", "static_shares.csv", "static.md"))
+    dtypes = dict.fromkeys(row["dtype"] for row in found)
+    only = "".join(f" --dtype {dtype}" for dtype in dtypes) if len(dtypes) < len(DTYPES) else ""
+    for path, rows_of in ((table, found), (of_step, shares())):
+        with path.open("w", newline="") as file:
+            file.write(f"# emosteer bench static{only}; predicted, no GPU has run these kernels\n")
+            writer = csv.DictWriter(file, list(rows_of[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows_of)
     page.write_text(markdown(found))
-    return table, page
+    return table, of_step, page
 
 
 def markdown(found: list[dict[str, Any]]) -> str:
-    """The rows for bfloat16 at D = 4096 (or the first width there is), and the shares of a decode step."""
+    """Times for bfloat16 at D = 4096 (or the first width there is), the shares of a step, what each kernel takes."""
     width = 4096 if any(row["D"] == 4096 for row in found) else found[0]["D"]
     dtype = "bfloat16" if any(row["dtype"] == "bfloat16" for row in found) else found[0]["dtype"]
     chosen = [row for row in found if row["D"] == width and row["dtype"] == dtype]
@@ -201,8 +212,22 @@ def markdown(found: list[dict[str, Any]]) -> str:
     return (
         f"# Kernels without a GPU\n\n{HEAD}\n{note}\n"
         f"## {dtype}, D = {width}; predicted µs for 1 to 65,536 tokens\n\n{_table(chosen, skip=('dtype', 'D'))}\n"
-        f"## Predicted share of a decode step, 8B parameters, all 32 layers steered\n\n{_table(shares())}"
+        f"## Predicted share of a decode step, 8B parameters, all 32 layers steered\n\n"
+        f"eager: a kernel and its launch a layer; graph: the same inside a CUDA graph; fused: what steering inside\n"
+        f"the norm adds to the norm.\n\n{_table(shares())}\n"
+        f"## Every dtype and width: registers / shared bytes / occupancy\n\n{_table(_taken(found))}"
     )
+
+
+def _taken(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What each kernel takes of a multiprocessor, an architecture a column."""
+    table: dict[tuple, dict[str, Any]] = {}
+    architectures = dict.fromkeys(row["architecture"] for row in found)
+    for row in found:
+        which = {key: row[key] for key in ("backend", "kernel", "dtype", "D")}
+        cells = table.setdefault(tuple(which.values()), which | dict.fromkeys(architectures, "–"))
+        cells[row["architecture"]] = f"{row['registers']} / {row['shared_bytes']} / {row['occupancy']}"
+    return list(table.values())
 
 
 def _table(found: list[dict[str, Any]], skip: tuple[str, ...] = ()) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from time import perf_counter
 
 import typer
 
@@ -15,9 +16,15 @@ def static(
     width: list[int] = typer.Option([], help="Only these widths D (may be repeated)."),  # noqa: B008
     dtype: list[str] = typer.Option([], help="Only these dtypes: bfloat16, float16, float32."),  # noqa: B008
     device: list[str] = typer.Option([], help="Only these GPUs: A100, H100, H200, B200, MI300X."),  # noqa: B008
+    all_variants: bool = typer.Option(
+        False, "--all", help="Instead, read the machine code of every variant: machine_code.csv and .md."
+    ),
 ) -> None:
     """Compile every kernel without a GPU; print and write what it needs and how fast it should be."""
     from emosteer.benchmarks import static
+
+    if all_variants:
+        return _every_variant(out)
 
     if unknown := set(dtype) - set(static.DTYPES):
         raise ValueError(f"--dtype must be of {', '.join(static.DTYPES)}, got {', '.join(sorted(unknown))}")
@@ -31,9 +38,22 @@ def static(
         tuple(dtype) or tuple(static.DTYPES),
         tuple(known[name] for name in device) or static.DEVICES,
     )
-    table, page = static.write(out, found)
+    paths = static.write(out, found)
     print(static.markdown(found))
+    print(f"written: {', '.join(map(str, paths))}")
+
+
+def _every_variant(out: Path) -> None:
+    from emosteer.benchmarks import machine_code
+
+    began = perf_counter()
+    found = machine_code.rows()
+    table, page = machine_code.write(out, found, perf_counter() - began)
+    print(machine_code.summary(found))
     print(f"written: {table}, {page}")
+    if spilling := machine_code.spilling(found):
+        print(f"{len(spilling)} variants spill registers to memory, see {table}")
+        raise typer.Exit(1)
 
 
 @app.command()

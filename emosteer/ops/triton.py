@@ -56,7 +56,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, weight_offset: float) -> Ten
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     x, rows = _readable(x)
     with _device(x):
-        _launches().rms_norm(x, rows, out, weight, eps, weight_offset).run()
+        _launches().rms_norm(x, rows, out, _weight(weight, x), eps, weight_offset).run()
     return out
 
 
@@ -89,7 +89,7 @@ def steer_rms_norm_(
             residual,
             residual_rows,
             normed,
-            weight,
+            _weight(weight, x),
             directions,
             _columns(table),
             token_row,
@@ -196,6 +196,11 @@ def _readable(x: Tensor):
     """`x` and its rows, copied where more than two strides would be needed."""
     rows = _launches().Rows.of(x)
     return (x, rows) if rows is not None else (x := x.contiguous(), _launches().Rows.of(x))
+
+
+def _weight(weight: Tensor, x: Tensor) -> Tensor:
+    """A norm's weight as the kernels take it: in the type of `x` or in float32."""
+    return weight if weight.dtype in (x.dtype, torch.float32) else weight.float()
 
 
 def _columns(table: SteerTable) -> tuple[Tensor, ...]:

@@ -15,32 +15,45 @@ from torch import Tensor
 from .long_rows import rms_norm_long_kernel, steer_long_kernel
 from .moments import group_sums_kernel, scatter_kernel
 from .norm import rms_norm_kernel
+from .paths import Kernel
 from .project import project_extremes_kernel, project_kernel
 from .steer import steer_kernel, steer_rms_norm_kernel
 
 # The longest row that one program keeps in registers: 16 elements for each of 512 threads.
 LONGEST_RESIDENT = 8192
-# Elements of a block of a longer row.
-LONG_BLOCK = 4096
+# And in bytes where a norm follows, whose 16 warps hold 32 bytes a thread.
+LONGEST_NORMED = 16 * 1024
+# Elements of a block of rows that are read in blocks: the longer ones, unaligned ones, those of many slots.
+LONG_BLOCK = 2048
 # Elements of a row for each warp of 32 threads: 16 a thread, two 16-byte loads of bfloat16. Where a kernel
 # needs few enough registers, 8 a thread: twice the warps for the same bytes in flight.
 WARP_ELEMENTS, FEW_REGISTERS = 512, 256
 WARP_SIZE = 64 if torch.version.hip else 32
-# Slots of a table that a program solves for at once.
-MOST_SLOTS = 64
+# The shortest block: rows of up to so many columns share a variant.
+LEAST_BLOCK = 1024
+# Slots of a table that a program solves for at once: a variant for one, for up to 16, and for up to 64,
+# of which the last needs the registers that a resident row would take.
+SLOTS, MOST_RESIDENT_SLOTS = (1, 16, 64), 16
+# Of a multiprocessor, on every NVIDIA GPU since compute capability 5.0.
+REGISTERS = 65536
 INTERPRETED = triton.knobs.runtime.interpret
 # Six bfloat16 products for one of float32; the interpreter's are float32 anyway and have no such name.
 PRECISION = "ieee" if INTERPRETED else "bf16x6"
 
 
 class Launch(NamedTuple):
-    """A kernel and everything it is started with."""
+    """A kernel and everything it is started with.
+
+    Attributes:
+        resident: threads that a multiprocessor is to hold at once, which bounds the registers of each.
+    """
 
     kernel: Any
     grid: tuple[int, ...]
     arguments: dict[str, Any]
     constants: dict[str, Any]
     warps: int
+    resident: int
     stages: int = 1
 
     def run(self) -> None:
@@ -50,7 +63,8 @@ class Launch(NamedTuple):
     def options(self, warp_size: int = WARP_SIZE) -> dict[str, Any]:
         """What the compiler is told beside the constants; AMD's warps are twice as wide, so half as many."""
         warps = max(self.warps * 32 // warp_size, 1)
-        return {"num_warps": warps, "num_stages": self.stages, "enable_fp_fusion": True}
+        bound = {"maxnreg": min(REGISTERS // self.resident, 255)} if warp_size == 32 else {}
+        return {"num_warps": warps, "num_stages": self.stages, "enable_fp_fusion": True} | bound
 
 
 class Rows(NamedTuple):
@@ -92,11 +106,9 @@ class Rows(NamedTuple):
 
 
 def row_block(dim: int, warp_elements: int = WARP_ELEMENTS) -> tuple[int, int]:
-    """`(elements of a block, warps)` for a row of `dim`."""
-    if dim > LONGEST_RESIDENT:
-        return LONG_BLOCK, LONG_BLOCK // WARP_ELEMENTS
-    block = triton.next_power_of_2(dim)
-    return block, max(block // warp_elements, 1)
+    """`(elements of a block, warps)` for a resident row of `dim`."""
+    block = max(triton.next_power_of_2(dim), LEAST_BLOCK)
+    return block, block // warp_elements
 
 
 def steer(
@@ -110,19 +122,24 @@ def steer(
 ) -> Launch:
     """`out` None: in place."""
     (n, dim), steering = _size(x), _steering(x, directions, columns, token_row, scale)
-    block, warps = row_block(dim, FEW_REGISTERS if columns[0].shape[1] == 1 else WARP_ELEMENTS)
-    constants = _constants(columns, token_row, block) | {"IN_PLACE": out is None}
-    arguments = {"x": x, "out": out, "dim": dim, **rows.named(), **steering}
-    if dim <= LONGEST_RESIDENT:
-        return Launch(steer_kernel, (n,), arguments, constants, warps)
-    nothing = {"residual": None, "normed": None, "weight": None, "eps": 0.0, "weight_offset": 0.0}
-    return Launch(
-        steer_long_kernel,
-        (n,),
-        arguments | nothing | rows.named("residual_"),
-        constants | {"RESIDUAL": False, "NORM": False},
-        warps,
-    )
+    slots = _slots(columns)
+    arguments = {"x": x, "out": x if out is None else out, "in_place": int(out is None)}
+    arguments |= rows.named() | steering
+    if _resident(steer_kernel, arguments, slots):
+        one = slots == 1
+        block, warps = row_block(dim, FEW_REGISTERS if one else WARP_ELEMENTS)
+        constants = {"SLOTS": slots, "BLOCK": block}
+        return Launch(steer_kernel.aligned, (n,), arguments, constants, warps, 1024 if one else 512)
+    nothing = {
+        "residual": x,
+        "has_residual": 0,
+        "normed": None,
+        "weight": None,
+        "eps": 0.0,
+        "weight_offset": 0.0,
+    }
+    arguments |= nothing | rows.named("residual_")
+    return _in_blocks(steer_long_kernel, (n,), arguments, {"SLOTS": slots, "NORM": False})
 
 
 def steer_rms_norm(
@@ -140,36 +157,29 @@ def steer_rms_norm(
     weight_offset: float,
 ) -> Launch:
     (n, dim), steering = _size(x), _steering(x, directions, columns, token_row, scale)
-    # Wider elements hold more registers at once; 32 warps of them would not fit.
-    few = x.element_size() == 4 and dim <= LONGEST_RESIDENT // 2
-    block, warps = row_block(dim, FEW_REGISTERS if few else WARP_ELEMENTS)
-    constants = _constants(columns, token_row, block) | {"RESIDUAL": residual is not None}
+    slots = _slots(columns)
     arguments = {
         "x": x,
-        "residual": residual,
+        "residual": x if residual is None else residual,
+        "has_residual": int(residual is not None),
         "normed": normed,
         "weight": weight,
         "eps": eps,
         "weight_offset": weight_offset,
-        "dim": dim,
         **rows.named(),
         **residual_rows.named("residual_"),
         **steering,
     }
-    if dim <= LONGEST_RESIDENT:
-        return Launch(steer_rms_norm_kernel, (n,), arguments, constants, warps)
-    return Launch(
-        steer_long_kernel,
-        (n,),
-        arguments | {"out": None},
-        constants | {"IN_PLACE": True, "NORM": True},
-        warps,
-    )
+    if _resident(steer_rms_norm_kernel, arguments, slots, LONGEST_NORMED // x.element_size()):
+        block, warps = row_block(dim, WARP_ELEMENTS * 2 // x.element_size())
+        constants = {"SLOTS": slots, "BLOCK": block}
+        return Launch(steer_rms_norm_kernel.aligned, (n,), arguments, constants, warps, 512)
+    arguments |= {"out": x, "in_place": 1}
+    return _in_blocks(steer_long_kernel, (n,), arguments, {"SLOTS": slots, "NORM": True})
 
 
 def rms_norm(x: Tensor, rows: Rows, out: Tensor, weight: Tensor, eps: float, weight_offset: float) -> Launch:
     n, dim = _size(x)
-    block, warps = row_block(dim)
     arguments = {
         "x": x,
         "out": out,
@@ -179,26 +189,29 @@ def rms_norm(x: Tensor, rows: Rows, out: Tensor, weight: Tensor, eps: float, wei
         "dim": dim,
         **rows.named(),
     }
-    kernel = rms_norm_kernel if dim <= LONGEST_RESIDENT else rms_norm_long_kernel
-    return Launch(kernel, (n,), arguments, {"BLOCK": block}, warps)
+    if _resident(rms_norm_kernel, arguments):
+        block, warps = row_block(dim)
+        return Launch(rms_norm_kernel.aligned, (n,), arguments, {"BLOCK": block}, warps, 1024)
+    return _in_blocks(rms_norm_long_kernel, (n,), arguments, {})
 
 
 def project(
     x: Tensor, rows: Rows, directions: Tensor, center: Tensor | None, cosine: bool, scores: Tensor
 ) -> Launch:
-    grid, constants, warps = _tiles(x, directions)
+    grid, constants, warps, resident = _tiles(x, directions)
     arguments = {
         "x": x,
         "directions": directions,
-        "center": center,
+        "center": directions if center is None else center,
+        "has_center": int(center is not None),
         "scores": scores,
         "rows": _size(x)[0],
         "n_directions": directions.shape[0],
         "dim": directions.shape[1],
         **rows.named(),
     }
-    flags = {"CENTER": center is not None, "COSINE": cosine}
-    return Launch(project_kernel, grid, arguments, constants | flags, warps, stages=2)
+    constants |= {"COSINE": cosine}
+    return Launch(project_kernel.path(arguments), grid, arguments, constants, warps, resident, stages=2)
 
 
 def project_extremes(
@@ -211,24 +224,28 @@ def project_extremes(
     total: Tensor,
     token_row: Tensor | None,
 ) -> Launch:
-    grid, constants, warps = _tiles(x, directions)
+    grid, constants, warps, resident = _tiles(x, directions)
     n, programs = _size(x)[0], maximum.shape[0]
     arguments = {
         "x": x,
         "directions": directions,
-        "center": center,
+        "center": directions if center is None else center,
+        "has_center": int(center is not None),
         "maximum": maximum,
         "total": total,
-        "token_row": token_row,
         "rows": n,
-        "spread": max(n // programs, 1),
+        # Never read where tokens are spread evenly, and yet of a type.
+        "token_row": maximum.view(torch.int32) if token_row is None else token_row,
+        "spread": _spread(n, programs, token_row),
         "programs": programs,
         "n_directions": directions.shape[0],
         "dim": directions.shape[1],
         **rows.named(),
     }
-    flags = {"CENTER": center is not None, "COSINE": cosine, "DENSE": token_row is None}
-    return Launch(project_extremes_kernel, grid, arguments, constants | flags, warps, stages=2)
+    constants |= {"COSINE": cosine}
+    return Launch(
+        project_extremes_kernel.path(arguments), grid, arguments, constants, warps, resident, stages=2
+    )
 
 
 def group_sums(
@@ -262,13 +279,11 @@ def group_sums(
         **rows.named(),
     }
     flags = {"GROUPED": group is not None, "PILOT": started is not None, "CENTRED": centred is not None}
-    return Launch(group_sums_kernel, grid, arguments, constants | flags, 4)
+    return Launch(group_sums_kernel.path(arguments), grid, arguments, constants | flags, 4, 256)
 
 
 def scatter(x: Tensor, rows: Rows, weight: Tensor, shift: Tensor, scatter: Tensor) -> Launch:
     n, dim = _size(x)
-    constants = {"BLOCK_N": 128 if INTERPRETED else 16, "BLOCK_D": 128, "PRECISION": PRECISION}
-    side = triton.cdiv(dim, constants["BLOCK_D"])
     arguments = {
         "x": x,
         "weight": weight,
@@ -278,28 +293,55 @@ def scatter(x: Tensor, rows: Rows, weight: Tensor, shift: Tensor, scatter: Tenso
         "dim": dim,
         **rows.named(),
     }
-    return Launch(scatter_kernel, (side * (side + 1) // 2,), arguments, constants, 8)
+    # Addresses of what is not aligned take registers; a tile of half the side leaves them.
+    block = 128 if scatter_kernel.fits(arguments) else 64
+    constants = {"BLOCK_N": 128 if INTERPRETED else 16, "BLOCK_D": block, "PRECISION": PRECISION}
+    side = triton.cdiv(dim, block)
+    grid = (side * (side + 1) // 2,)
+    return Launch(scatter_kernel.path(arguments), grid, arguments, constants, 8, 256)
 
 
 def _size(x: Tensor) -> tuple[int, int]:
     return x.numel() // x.shape[-1], x.shape[-1]
 
 
-def _constants(columns: tuple[Tensor, ...], token_row: Tensor | None, block: int) -> dict[str, Any]:
+def _resident(
+    kernel: Kernel, arguments: dict[str, Any], slots: int = 1, longest: int = LONGEST_RESIDENT
+) -> bool:
+    """Whether rows stay in registers: short enough, room for what solves the slots, aligned."""
+    return arguments["dim"] <= longest and slots <= MOST_RESIDENT_SLOTS and kernel.fits(arguments)
+
+
+def _in_blocks(
+    kernel: Kernel, grid: tuple[int, ...], arguments: dict[str, Any], constants: dict[str, Any]
+) -> Launch:
+    constants = constants | {"BLOCK": LONG_BLOCK}
+    resident = 256 if constants.get("SLOTS") == SLOTS[-1] else 512
+    return Launch(kernel.path(arguments), grid, arguments, constants, LONG_BLOCK // FEW_REGISTERS, resident)
+
+
+def _slots(columns: tuple[Tensor, ...]) -> int:
+    """The slots of the variant for a table."""
     slots = columns[0].shape[1]
-    if slots > MOST_SLOTS:
-        raise ValueError(
-            f"table has {slots} slots, the triton backend takes at most {MOST_SLOTS}; "
-            f"make a table with fewer (directions of one row that act alike can be summed beforehand)"
-        )
-    return {"DENSE": token_row is None, "SLOTS": triton.next_power_of_2(slots), "BLOCK": block}
+    for bound in SLOTS:
+        if slots <= bound:
+            return bound
+    raise ValueError(
+        f"table has {slots} slots, the triton backend takes at most {SLOTS[-1]}; "
+        f"make a table with fewer (directions of one row that act alike can be summed beforehand)"
+    )
+
+
+def _spread(n: int, programs: int, token_row: Tensor | None) -> int:
+    """How many tokens on end a row of the table serves; 0 where `token_row` says it."""
+    return 0 if token_row is not None else max(n // programs, 1)
 
 
 def _steering(
     x: Tensor, directions: Tensor, columns: tuple[Tensor, ...], token_row: Tensor | None, scale: float
 ) -> dict[str, Any]:
     direction, strength, low, high, rotate, preserve_norm, relative = columns
-    programs, slots = direction.shape
+    (n, dim), (programs, slots) = _size(x), direction.shape
     return {
         "directions": directions,
         "direction": direction,
@@ -309,16 +351,18 @@ def _steering(
         "rotate": rotate,
         "preserve_norm": preserve_norm,
         "relative": relative,
-        "token_row": token_row,
+        "token_row": direction if token_row is None else token_row,
         "scale": scale,
+        "dim": dim,
+        "rows": n,
         "n_directions": directions.shape[0],
         "programs": programs,
-        "spread": max(_size(x)[0] // programs, 1),
+        "spread": _spread(n, programs, token_row),
         "slots": slots,
     }
 
 
-def _tiles(x: Tensor, directions: Tensor) -> tuple[tuple[int, int], dict[str, Any], int]:
+def _tiles(x: Tensor, directions: Tensor) -> tuple[tuple[int, int], dict[str, Any], int, int]:
     """A tile of 64 directions against 64 rows, of 16 where there are few rows and programs are wanted."""
     n, k = _size(x)[0], directions.shape[0]
     few = n <= 64
@@ -333,4 +377,4 @@ def _tiles(x: Tensor, directions: Tensor) -> tuple[tuple[int, int], dict[str, An
     if INTERPRETED:
         constants |= {"BLOCK_K": 64, "BLOCK_D": 1024}
     grid = (triton.cdiv(k, constants["BLOCK_K"]), triton.cdiv(n, constants["BLOCK_N"]))
-    return grid, constants, 4 if few else 8
+    return (grid, constants, 4, 384) if few else (grid, constants, 8, 256)

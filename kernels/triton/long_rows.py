@@ -8,32 +8,21 @@ norms that here can only be differences of sums, and need no scaling.
 import triton
 import triton.language as tl
 
+from .paths import kernel
 from .row_update import direction_row, table_row
-from .rows import element, row_offset
+from .rows import added_row, element, row_offset
 from .solve import added, inverse_gram, keep_orthogonal, turn
-from .steer import LOOSE
 
 
 @triton.jit
-def block_of(x, residual, at, fits, RESIDUAL: tl.constexpr):
-    """A block of `x (+ residual)`: as it is stored, and in float32."""
-    raw = tl.load(x + at, mask=fits, other=0.0)
-    row = raw.to(tl.float32)
-    if RESIDUAL:
-        row += tl.load(residual + at, mask=fits, other=0.0).to(tl.float32)
-        raw = row.to(raw.dtype)
-    return raw, row
-
-
-@triton.jit
-def row_sums(x, residual, v, dim, RESIDUAL: tl.constexpr, BLOCK: tl.constexpr):
+def row_sums(x, residual, has_residual, v, dim, BLOCK: tl.constexpr):
     """`(<x, v>, ‖v‖²)`."""
     p = tl.zeros([BLOCK], dtype=tl.float64)
     square = tl.zeros([BLOCK], dtype=tl.float64)
     for start in range(0, dim, BLOCK):
         at = start + tl.arange(0, BLOCK)
         fits = at < dim
-        _, row = block_of(x, residual, at, fits, RESIDUAL)
+        _, row = added_row(x, residual, has_residual, at, dim)
         w = tl.load(v + at, mask=fits, other=0.0).to(tl.float64)
         p += row.to(tl.float64) * w
         square += w * w
@@ -41,12 +30,12 @@ def row_sums(x, residual, v, dim, RESIDUAL: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def square_of(x, residual, dim, RESIDUAL: tl.constexpr, BLOCK: tl.constexpr):
+def square_of(x, residual, has_residual, dim, BLOCK: tl.constexpr):
     """`‖x‖²`."""
     square = tl.zeros([BLOCK], dtype=tl.float64)
     for start in range(0, dim, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        _, row = block_of(x, residual, at, at < dim, RESIDUAL)
+        _, row = added_row(x, residual, has_residual, at, dim)
         square += row.to(tl.float64) * row.to(tl.float64)
     return tl.sum(square, axis=0)
 
@@ -65,29 +54,14 @@ def dot_of(v, w, dim, BLOCK: tl.constexpr):
 
 @triton.jit
 def coefficients(
-    x,
-    residual,
-    row,
-    directions,
-    n_directions,
-    dim,
-    direction,
-    strength,
-    low,
-    high,
-    rotate,
-    preserve_norm,
-    relative,
-    slots,
-    scale,
-    RESIDUAL: tl.constexpr,
-    SLOTS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    x, residual, has_residual, row, bank, table, scale, SLOTS: tl.constexpr, BLOCK: tl.constexpr
 ):
     """`(α, β, changed)` of the row update, `β` `[SLOTS]`."""
+    directions, n_directions, dim = bank
+    direction, strength, low, high, rotate, preserve_norm, relative, slots = table
     i = tl.arange(0, SLOTS)
     first = row * slots
-    square = square_of(x, residual, dim, RESIDUAL, BLOCK)
+    square = square_of(x, residual, has_residual, dim, BLOCK)
     norm = tl.sqrt(square)
     unit = scale * tl.where(tl.load(relative + row) != 0, norm, 1.0)
     preserve = tl.load(preserve_norm + row)
@@ -99,7 +73,7 @@ def coefficients(
         k = tl.load(direction + first + s)
         if (k >= 0) & (k < n_directions):
             v = directions + k.to(tl.int64) * dim
-            dot, size = row_sums(x, residual, v, dim, RESIDUAL, BLOCK)
+            dot, size = row_sums(x, residual, has_residual, v, dim, BLOCK)
             more = added(
                 dot, unit, tl.load(strength + first + s), tl.load(low + first + s), tl.load(high + first + s)
             )
@@ -139,7 +113,19 @@ def coefficients(
     return alpha, beta, changed
 
 
-@triton.jit(do_not_specialize=[*LOOSE, "residual_inner"])
+@kernel(
+    "x",
+    "residual",
+    "out",
+    "normed",
+    "weight",
+    "directions",
+    "dim",
+    "outer_stride",
+    "inner_stride",
+    "residual_outer_stride",
+    "residual_inner_stride",
+)
 def steer_long_kernel(
     x,
     residual,
@@ -159,76 +145,49 @@ def steer_long_kernel(
     eps,
     weight_offset,
     dim,
+    rows,
     n_directions,
     programs,
     spread,
     slots,
+    in_place,
+    has_residual,
     inner,
-    outer_stride,
-    inner_stride,
+    outer_stride: tl.int64,
+    inner_stride: tl.int64,
     residual_inner,
-    residual_outer_stride,
-    residual_inner_stride,
-    DENSE: tl.constexpr,
-    IN_PLACE: tl.constexpr,
-    RESIDUAL: tl.constexpr,
+    residual_outer_stride: tl.int64,
+    residual_inner_stride: tl.int64,
     NORM: tl.constexpr,
     SLOTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """`steer` and `steer_rms_norm` of long rows; without NORM, `normed` and `weight` are not read."""
     n = tl.program_id(0).to(tl.int64)
-    here = x + row_offset(n, inner, outer_stride, inner_stride)
-    if RESIDUAL:
-        other = residual + row_offset(n, residual_inner, residual_outer_stride, residual_inner_stride)
-    else:
-        other = here
-    if IN_PLACE:
-        there = here
-    else:
-        there = out + n * dim
-    row = table_row(token_row, n, spread, programs, DENSE)
+    offset = row_offset(n, inner, outer_stride, inner_stride)
+    here = x + offset
+    there = out + tl.where(in_place != 0, offset, n * dim)
+    other = residual + row_offset(n, residual_inner, residual_outer_stride, residual_inner_stride)
+    bank = (directions, n_directions, dim)
+    table = (direction, strength, low, high, rotate, preserve_norm, relative, slots)
+    row = table_row(token_row, n, rows, spread, programs)
     alpha = tl.full([], 1.0, dtype=tl.float64)
     beta = tl.zeros([SLOTS], dtype=tl.float64)
     changed = row < -1
     if row >= 0:
-        alpha, beta, changed = coefficients(
-            here,
-            other,
-            row,
-            directions,
-            n_directions,
-            dim,
-            direction,
-            strength,
-            low,
-            high,
-            rotate,
-            preserve_norm,
-            relative,
-            slots,
-            scale,
-            RESIDUAL,
-            SLOTS,
-            BLOCK,
-        )
+        alpha, beta, changed = coefficients(here, other, has_residual, row, bank, table, scale, SLOTS, BLOCK)
     after = tl.zeros([BLOCK], dtype=tl.float64)
     for start in range(0, dim, BLOCK):
         at = start + tl.arange(0, BLOCK)
         fits = at < dim
-        raw, wide = block_of(here, other, at, fits, RESIDUAL)
+        raw, wide = added_row(here, other, has_residual, at, dim)
         if changed:
             y = alpha * wide.to(tl.float64)
             for s in range(slots):
-                v = direction_row(
-                    directions, tl.load(direction + row * slots + s), n_directions, dim, at, fits
-                )
+                v = direction_row(bank, tl.load(direction + row * slots + s), at, fits)
                 y += element(beta, s) * v.to(tl.float64)
             raw = y.to(tl.float32).to(raw.dtype)
-        if IN_PLACE and not RESIDUAL:
-            if changed:
-                tl.store(there + at, raw, mask=fits)
-        else:
+        if changed | (in_place == 0) | (has_residual != 0):
             tl.store(there + at, raw, mask=fits)
         stored = raw.to(tl.float64)
         after += stored * stored
@@ -244,14 +203,23 @@ def steer_long_kernel(
             tl.store(normed + n * dim + at, y.to(stream.dtype), mask=fits)
 
 
-@triton.jit(do_not_specialize=["inner"])
+@kernel("x", "out", "weight", "dim", "outer_stride", "inner_stride")
 def rms_norm_long_kernel(
-    x, out, weight, eps, weight_offset, dim, inner, outer_stride, inner_stride, BLOCK: tl.constexpr
+    x,
+    out,
+    weight,
+    eps,
+    weight_offset,
+    dim,
+    inner,
+    outer_stride: tl.int64,
+    inner_stride: tl.int64,
+    BLOCK: tl.constexpr,
 ):
     """`out = rms_norm(x)` of long rows, read twice."""
     n = tl.program_id(0).to(tl.int64)
     here = x + row_offset(n, inner, outer_stride, inner_stride)
-    inverse = 1.0 / tl.sqrt(square_of(here, here, dim, False, BLOCK) / dim + eps)
+    inverse = 1.0 / tl.sqrt(square_of(here, here, 0, dim, BLOCK) / dim + eps)
     for start in range(0, dim, BLOCK):
         at = start + tl.arange(0, BLOCK)
         fits = at < dim

@@ -3,10 +3,11 @@
 import triton
 import triton.language as tl
 
+from .paths import kernel
 from .rows import row_offset
 
 
-@triton.jit(do_not_specialize=["rows", "groups", "inner"])
+@kernel("x", "shift", "total", "centred", "dim", "outer_stride", "inner_stride")
 def group_sums_kernel(
     x,
     group,
@@ -19,8 +20,8 @@ def group_sums_kernel(
     groups,
     dim,
     inner,
-    outer_stride,
-    inner_stride,
+    outer_stride: tl.int64,
+    inner_stride: tl.int64,
     GROUPED: tl.constexpr,
     PILOT: tl.constexpr,
     CENTRED: tl.constexpr,
@@ -96,7 +97,7 @@ def centred_tile(x, at, n, counted, shift, dim, inner, outer_stride, inner_strid
     return tl.where(mask, (wide - large[None, :]) - small[None, :], 0.0)
 
 
-@triton.jit(do_not_specialize=["rows", "inner"])
+@kernel("x", "shift", "scatter", "dim", "outer_stride", "inner_stride")
 def scatter_kernel(
     x,
     weight,
@@ -105,8 +106,8 @@ def scatter_kernel(
     rows,
     dim,
     inner,
-    outer_stride,
-    inner_stride,
+    outer_stride: tl.int64,
+    inner_stride: tl.int64,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,

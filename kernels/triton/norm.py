@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from .paths import kernel
 from .rows import power_of_two, row_offset
 
 
@@ -15,9 +16,18 @@ def normalised(x, weight, eps, dim):
     return z * (1.0 / root) * weight
 
 
-@triton.jit(do_not_specialize=["inner"])
+@kernel("x", "out", "weight", "dim", "outer_stride", "inner_stride")
 def rms_norm_kernel(
-    x, out, weight, eps, weight_offset, dim, inner, outer_stride, inner_stride, BLOCK: tl.constexpr
+    x,
+    out,
+    weight,
+    eps,
+    weight_offset,
+    dim,
+    inner,
+    outer_stride: tl.int64,
+    inner_stride: tl.int64,
+    BLOCK: tl.constexpr,
 ):
     """`out = rms_norm(x)`."""
     n = tl.program_id(0).to(tl.int64)

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -66,6 +67,18 @@ def compile(launch: Launch, target: str) -> tuple[Resources, str]:
 
 def compiled_kernel(launch: Launch, target: str):
     """Triton's own compiled kernel, from its cache where it has been compiled before."""
+    source, options = _source(launch, target)
+    return triton.compile(source, target=TARGETS[target], options=options)
+
+
+def variant(launch: Launch, target: str) -> str:
+    """What tells variants apart: two launches with the same answer run the same machine code."""
+    source, options = _source(launch, target)
+    return f"{source.hash()} {sorted((name, str(value)) for name, value in options.items())}"
+
+
+def _source(launch: Launch, target: str) -> tuple[ASTSource, dict[str, Any]]:
+    """What Triton compiles for a launch, and with which options."""
     kernel, gpu = launch.kernel, TARGETS[target]
     if not hasattr(kernel, "_pack_args"):
         raise RuntimeError(
@@ -78,8 +91,7 @@ def compiled_kernel(launch: Launch, target: str):
     parsed, signature, constants, attributes = kernel._pack_args(
         backend, options, bound, specialization, None
     )
-    source = ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=gpu, options=parsed.__dict__)
+    return ASTSource(kernel, signature, constants, attributes), parsed.__dict__
 
 
 def _nvidia(cubin: bytes, shared: int, threads: int) -> tuple[Resources, str]:

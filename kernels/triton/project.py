@@ -7,23 +7,21 @@ digits; the centre is taken off before, so that no large sums cancel.
 import triton
 import triton.language as tl
 
+from .paths import kernel
+from .row_update import table_row
 from .rows import row_offset
 
 
 @triton.jit
 def scores_of(
     x,
-    directions,
     center,
-    k,
+    has_center,
+    bank,
     n,
+    k,
     rows,
-    n_directions,
-    dim,
-    inner,
-    outer_stride,
-    inner_stride,
-    CENTER: tl.constexpr,
+    strides,
     COSINE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -32,9 +30,13 @@ def scores_of(
 ):
     """`[BLOCK_N, BLOCK_K]` float32 scores of the rows `n` on the directions `k`.
 
+    `bank` is `(directions, n_directions, dim)`, `strides` those of `row_offset`.
+
     Cosines keep three sums of squares, of the row and of the row scaled up and down, and use the one
     that neither overflowed nor vanished.
     """
+    directions, n_directions, dim = bank
+    inner, outer_stride, inner_stride = strides
     here = x + row_offset(n, inner, outer_stride, inner_stride)
     there = directions + k.to(tl.int64) * dim
     scores = tl.zeros([BLOCK_N, BLOCK_K], dtype=tl.float32)
@@ -45,9 +47,8 @@ def scores_of(
         at = start + tl.arange(0, BLOCK_D)
         fits = at < dim
         tile = tl.load(here[:, None] + at[None, :], mask=(n < rows)[:, None] & fits[None, :], other=0.0)
-        tile = tile.to(tl.float32)
-        if CENTER:
-            tile -= tl.load(center + at, mask=fits, other=0.0)[None, :]
+        middle = tl.load(center + at, mask=at < dim * has_center, other=0.0)
+        tile = tile.to(tl.float32) - middle[None, :]
         v = tl.load(there[:, None] + at[None, :], mask=(k < n_directions)[:, None] & fits[None, :], other=0.0)
         scores = tl.dot(tile, tl.trans(v), scores, input_precision=PRECISION)
         if COSINE:
@@ -66,7 +67,7 @@ def scores_of(
     return scores
 
 
-@triton.jit(do_not_specialize=["rows", "n_directions", "inner"])
+@kernel("x", "directions", "center", "dim", "outer_stride", "inner_stride")
 def project_kernel(
     x,
     directions,
@@ -75,10 +76,10 @@ def project_kernel(
     rows,
     n_directions,
     dim,
+    has_center,
     inner,
-    outer_stride,
-    inner_stride,
-    CENTER: tl.constexpr,
+    outer_stride: tl.int64,
+    inner_stride: tl.int64,
     COSINE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -88,30 +89,16 @@ def project_kernel(
     """`scores[n, k] = <x_n − center, v_k>`, over `‖x_n − center‖` for cosines."""
     n = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
+    bank = (directions, n_directions, dim)
+    strides = (inner, outer_stride, inner_stride)
     found = scores_of(
-        x,
-        directions,
-        center,
-        k,
-        n,
-        rows,
-        n_directions,
-        dim,
-        inner,
-        outer_stride,
-        inner_stride,
-        CENTER,
-        COSINE,
-        BLOCK_N,
-        BLOCK_K,
-        BLOCK_D,
-        PRECISION,
+        x, center, has_center, bank, n, k, rows, strides, COSINE, BLOCK_N, BLOCK_K, BLOCK_D, PRECISION
     )
     mask = (n < rows)[:, None] & (k < n_directions)[None, :]
     tl.store(scores + n[:, None] * n_directions + k[None, :], found, mask=mask)
 
 
-@triton.jit(do_not_specialize=["rows", "n_directions", "inner", "spread", "programs"])
+@kernel("x", "directions", "center", "dim", "outer_stride", "inner_stride")
 def project_extremes_kernel(
     x,
     directions,
@@ -124,11 +111,10 @@ def project_extremes_kernel(
     programs,
     n_directions,
     dim,
+    has_center,
     inner,
-    outer_stride,
-    inner_stride,
-    DENSE: tl.constexpr,
-    CENTER: tl.constexpr,
+    outer_stride: tl.int64,
+    inner_stride: tl.int64,
     COSINE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -141,30 +127,13 @@ def project_extremes_kernel(
     """
     n = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
+    bank = (directions, n_directions, dim)
+    strides = (inner, outer_stride, inner_stride)
     found = scores_of(
-        x,
-        directions,
-        center,
-        k,
-        n,
-        rows,
-        n_directions,
-        dim,
-        inner,
-        outer_stride,
-        inner_stride,
-        CENTER,
-        COSINE,
-        BLOCK_N,
-        BLOCK_K,
-        BLOCK_D,
-        PRECISION,
+        x, center, has_center, bank, n, k, rows, strides, COSINE, BLOCK_N, BLOCK_K, BLOCK_D, PRECISION
     )
-    if DENSE:
-        row = n // spread
-    else:
-        row = tl.load(token_row + n, mask=n < rows, other=-1).to(tl.int64)
-    counted = (n < rows) & (row >= 0) & (row < programs)
+    row = table_row(token_row, n, rows, spread, programs)
+    counted = row >= 0
     top = tl.where(counted[:, None] & (found == found), found, float("-inf"))
     sums = tl.where(counted[:, None], found, 0.0)
     last = tl.max(tl.where(counted, row, -1), axis=0)

@@ -13,8 +13,9 @@ from .solve import added, inverse_gram, keep_orthogonal, turn
 
 
 @triton.jit
-def direction_row(directions, k, n_directions, dim, at, fits):
-    """Direction `k`, zeros for an empty slot or an index outside the bank."""
+def direction_row(bank, k, at, fits):
+    """Direction `k`, zeros for an empty slot or an index outside the bank `(directions, n_directions, dim)`."""
+    directions, n_directions, dim = bank
     v = tl.zeros(at.shape, dtype=tl.float32)
     if (k >= 0) & (k < n_directions):
         v = tl.load(directions + k.to(tl.int64) * dim + at, mask=fits, other=0.0)
@@ -22,31 +23,34 @@ def direction_row(directions, k, n_directions, dim, at, fits):
 
 
 @triton.jit
-def table_row(token_row, n, spread, programs, DENSE: tl.constexpr):
-    """The table row of token `n`, −1 where there is none: its own −1, or an index outside the table."""
-    if DENSE:
+def table_row(token_row, n, rows, spread, programs):
+    """The table row of token `n` of `rows`, −1 where there is none: its own −1, or an index outside the table.
+
+    Each row of the table serves `spread` tokens on end; a spread of 0 asks `token_row`.
+    """
+    if spread > 0:
         row = n // spread
     else:
-        row = tl.load(token_row + n).to(tl.int64)
-    return tl.where((row >= 0) & (row < programs), row, -1)
+        row = tl.load(token_row + n, mask=n < rows, other=-1).to(tl.int64)
+    return tl.where((n < rows) & (row >= 0) & (row < programs), row, -1)
 
 
 @triton.jit
-def gram_of(direction, first, slots, directions, n_directions, dim, at, fits, SLOTS: tl.constexpr):
+def gram_of(bank, direction, first, slots, at, fits, SLOTS: tl.constexpr):
     """The dot products of a table row's directions with each other, `[SLOTS, SLOTS]`."""
     i = tl.arange(0, SLOTS)
     gram = tl.zeros([SLOTS, SLOTS], dtype=tl.float32)
     for s in range(slots):
-        v = direction_row(directions, tl.load(direction + first + s), n_directions, dim, at, fits)
+        v = direction_row(bank, tl.load(direction + first + s), at, fits)
         for t in range(s + 1):
-            w = direction_row(directions, tl.load(direction + first + t), n_directions, dim, at, fits)
+            w = direction_row(bank, tl.load(direction + first + t), at, fits)
             here = ((i[:, None] == s) & (i[None, :] == t)) | ((i[:, None] == t) & (i[None, :] == s))
             gram = tl.where(here, tl.sum(v * w, axis=0), gram)
     return gram
 
 
 @triton.jit
-def orthogonal_part(z, direction, first, slots, directions, n_directions, dim, at, fits, SLOTS: tl.constexpr):
+def orthogonal_part(z, bank, direction, first, slots, at, fits, SLOTS: tl.constexpr):
     """The part of `z` orthogonal to the row's directions; the rest of it lies in their span.
 
     Taken out twice: the second time removes what rounding, or lengths that are 1 only nearly,
@@ -54,21 +58,21 @@ def orthogonal_part(z, direction, first, slots, directions, n_directions, dim, a
     """
     rest = z
     if SLOTS == 1:
-        v = direction_row(directions, tl.load(direction + first), n_directions, dim, at, fits)
+        v = direction_row(bank, tl.load(direction + first), at, fits)
         for _ in range(2):
             rest -= tl.sum(rest * v, axis=0) * v
     else:
         i = tl.arange(0, SLOTS)
-        gram = gram_of(direction, first, slots, directions, n_directions, dim, at, fits, SLOTS)
+        gram = gram_of(bank, direction, first, slots, at, fits, SLOTS)
         inverse = inverse_gram(gram, slots, SLOTS)
         for _ in range(2):
             p = tl.zeros([SLOTS], dtype=tl.float32)
             for s in range(slots):
-                v = direction_row(directions, tl.load(direction + first + s), n_directions, dim, at, fits)
+                v = direction_row(bank, tl.load(direction + first + s), at, fits)
                 p = tl.where(i == s, tl.sum(rest * v, axis=0), p)
             shares = tl.sum(inverse * p[None, :], axis=1)
             for s in range(slots):
-                v = direction_row(directions, tl.load(direction + first + s), n_directions, dim, at, fits)
+                v = direction_row(bank, tl.load(direction + first + s), at, fits)
                 rest -= element(shares, s) * v
     return rest
 
@@ -84,26 +88,13 @@ def turn_row(z, v, p, norm, angle):
 
 
 @triton.jit
-def steered(
-    x,
-    at,
-    fits,
-    row,
-    directions,
-    n_directions,
-    dim,
-    direction,
-    strength,
-    low,
-    high,
-    rotate,
-    preserve_norm,
-    relative,
-    slots,
-    scale,
-    SLOTS: tl.constexpr,
-):
-    """`(y, changed)`: float32 `x` steered by table row `row`; where `changed` is false `y` is to be left alone."""
+def steered(x, at, fits, row, bank, table, scale, SLOTS: tl.constexpr):
+    """`(y, changed)`: float32 `x` steered by row `row` of the table; where `changed` is false `y` is to be left alone.
+
+    `bank` is `(directions, n_directions, dim)`, `table` its columns in the order of `SteerTable` and the slots.
+    """
+    directions, n_directions, dim = bank
+    direction, strength, low, high, rotate, preserve_norm, relative, slots = table
     down, up = power_of_two(tl.max(tl.abs(x), axis=0))
     z = x * down
     norm = tl.sqrt(tl.sum(z * z, axis=0))
@@ -142,7 +133,7 @@ def steered(
             after = length(y, down_y, up_y)
             y *= tl.where(after > 0, norm / after, 1.0)
         elif preserve == 2:
-            rest = orthogonal_part(z, direction, first, slots, directions, n_directions, dim, at, fits, SLOTS)
+            rest = orthogonal_part(z, bank, direction, first, slots, at, fits, SLOTS)
             inside = a * (z - rest) + delta
             shrink, g = keep_orthogonal(
                 norm, length(inside, down_y, up_y), tl.sqrt(tl.sum(rest * rest, axis=0))

@@ -12,6 +12,18 @@ def row_offset(n, inner, outer_stride, inner_stride):
 
 
 @triton.jit
+def added_row(x, residual, has_residual, at, dim):
+    """Elements `at` of a row of `x`, or of `x + residual`: as they are stored, and in float32.
+
+    What is added where there is no residual is −0.0, which changes no number.
+    """
+    raw = tl.load(x + at, mask=at < dim, other=0.0)
+    sums = raw.to(tl.float32)
+    sums += tl.load(residual + at, mask=at < dim * has_residual, other=-0.0).to(tl.float32)
+    return tl.where(has_residual != 0, sums.to(raw.dtype), raw), sums
+
+
+@triton.jit
 def power_of_two(size):
     """`(down, up)`, exact powers of two with `size·down` in [1, 2) and `down·up = 1`.
 

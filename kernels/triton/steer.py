@@ -1,17 +1,14 @@
 """Steering, with or without the norm that reads the stream next: one program a row, the row in registers."""
 
-import triton
 import triton.language as tl
 
 from .norm import normalised
+from .paths import kernel
 from .row_update import steered, table_row
-from .rows import row_offset
-
-# Numbers that change from call to call: no variant of their own.
-LOOSE = ["n_directions", "programs", "spread", "slots", "inner"]
+from .rows import added_row, row_offset
 
 
-@triton.jit(do_not_specialize=LOOSE)
+@kernel("x", "out", "directions", "dim", "outer_stride", "inner_stride")
 def steer_kernel(
     x,
     out,
@@ -26,15 +23,15 @@ def steer_kernel(
     token_row,
     scale,
     dim,
+    rows,
     n_directions,
     programs,
     spread,
     slots,
+    in_place,
     inner,
-    outer_stride,
-    inner_stride,
-    DENSE: tl.constexpr,
-    IN_PLACE: tl.constexpr,
+    outer_stride: tl.int64,
+    inner_stride: tl.int64,
     SLOTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -42,39 +39,32 @@ def steer_kernel(
     n = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     fits = at < dim
-    here = x + row_offset(n, inner, outer_stride, inner_stride) + at
-    row = table_row(token_row, n, spread, programs, DENSE)
-    raw = tl.load(here, mask=fits, other=0.0)
+    here = row_offset(n, inner, outer_stride, inner_stride)
+    there = tl.where(in_place != 0, here, n * dim)
+    bank = (directions, n_directions, dim)
+    table = (direction, strength, low, high, rotate, preserve_norm, relative, slots)
+    row = table_row(token_row, n, rows, spread, programs)
+    raw = tl.load(x + here + at, mask=fits, other=0.0)
     y = raw.to(tl.float32)
     changed = row < -1
     if row >= 0:
-        y, changed = steered(
-            y,
-            at,
-            fits,
-            row,
-            directions,
-            n_directions,
-            dim,
-            direction,
-            strength,
-            low,
-            high,
-            rotate,
-            preserve_norm,
-            relative,
-            slots,
-            scale,
-            SLOTS,
-        )
-    if IN_PLACE:
-        if changed:
-            tl.store(here, y.to(raw.dtype), mask=fits)
-    else:
-        tl.store(out + n * dim + at, tl.where(changed, y.to(raw.dtype), raw), mask=fits)
+        y, changed = steered(y, at, fits, row, bank, table, scale, SLOTS)
+    if changed | (in_place == 0):
+        tl.store(out + there + at, tl.where(changed, y.to(raw.dtype), raw), mask=fits)
 
 
-@triton.jit(do_not_specialize=[*LOOSE, "residual_inner"])
+@kernel(
+    "x",
+    "residual",
+    "normed",
+    "weight",
+    "directions",
+    "dim",
+    "outer_stride",
+    "inner_stride",
+    "residual_outer_stride",
+    "residual_inner_stride",
+)
 def steer_rms_norm_kernel(
     x,
     residual,
@@ -93,18 +83,18 @@ def steer_rms_norm_kernel(
     eps,
     weight_offset,
     dim,
+    rows,
     n_directions,
     programs,
     spread,
     slots,
+    has_residual,
     inner,
-    outer_stride,
-    inner_stride,
+    outer_stride: tl.int64,
+    inner_stride: tl.int64,
     residual_inner,
-    residual_outer_stride,
-    residual_inner_stride,
-    DENSE: tl.constexpr,
-    RESIDUAL: tl.constexpr,
+    residual_outer_stride: tl.int64,
+    residual_inner_stride: tl.int64,
     SLOTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -112,41 +102,19 @@ def steer_rms_norm_kernel(
     n = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     fits = at < dim
-    here = x + row_offset(n, inner, outer_stride, inner_stride) + at
-    row = table_row(token_row, n, spread, programs, DENSE)
-    raw = tl.load(here, mask=fits, other=0.0)
-    y = raw.to(tl.float32)
-    if RESIDUAL:
-        other = residual + row_offset(n, residual_inner, residual_outer_stride, residual_inner_stride) + at
-        y += tl.load(other, mask=fits, other=0.0).to(tl.float32)
-        raw = y.to(raw.dtype)
+    here = x + row_offset(n, inner, outer_stride, inner_stride)
+    other = residual + row_offset(n, residual_inner, residual_outer_stride, residual_inner_stride)
+    bank = (directions, n_directions, dim)
+    table = (direction, strength, low, high, rotate, preserve_norm, relative, slots)
+    row = table_row(token_row, n, rows, spread, programs)
+    _, y = added_row(here, other, has_residual, at, dim)
+    raw = y.to(x.dtype.element_ty)  # the row's own bits need not be kept: unchanged, they are not written
     changed = row < -1
     if row >= 0:
-        y, changed = steered(
-            y,
-            at,
-            fits,
-            row,
-            directions,
-            n_directions,
-            dim,
-            direction,
-            strength,
-            low,
-            high,
-            rotate,
-            preserve_norm,
-            relative,
-            slots,
-            scale,
-            SLOTS,
-        )
+        y, changed = steered(y, at, fits, row, bank, table, scale, SLOTS)
     stream = tl.where(changed, y.to(raw.dtype), raw)
-    if RESIDUAL:
-        tl.store(here, stream, mask=fits)
-    else:
-        if changed:
-            tl.store(here, stream, mask=fits)
+    if changed | (has_residual != 0):
+        tl.store(here + at, stream, mask=fits)
     w = tl.load(weight + at, mask=fits, other=0.0).to(tl.float32)
     out = normalised(stream.to(tl.float32), w + weight_offset, eps, dim)
     tl.store(normed + n * dim + at, out.to(raw.dtype), mask=fits)

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import torch
 
+from . import variants
 from .offline import Resources, compile
-from .variants import of
 
 
 class Pick(NamedTuple):
@@ -27,6 +27,12 @@ class Pick(NamedTuple):
     dtype: str
     dim: int
     target: str
+
+
+def every(*targets: str) -> list[Pick]:
+    """Every variant that a call can reach, for each of the targets."""
+    found = [(name, str(dtype).removeprefix("torch."), dim) for name, dtype, dim in variants.every()]
+    return [Pick(*one, target) for target in targets for one in found]
 
 
 def survey(picks: Iterable[Pick], processes: int | None = None) -> dict[Pick, Resources]:
@@ -61,7 +67,7 @@ def survey(picks: Iterable[Pick], processes: int | None = None) -> dict[Pick, Re
 
 @cache
 def _launches(dtype: str, dim: int) -> dict:
-    return dict(of(getattr(torch, dtype), dim))
+    return dict(variants.of(getattr(torch, dtype), dim))
 
 
 def _main() -> None:

@@ -1,69 +1,73 @@
-"""Every kind of call that reaches a Triton kernel, as launches on tensors without memory."""
+"""Every variant of a Triton kernel that a call can reach, as launches on tensors without memory.
+
+What makes a variant: the dtype of the rows (and of a norm's weight, theirs or float32), the block that
+holds a row, the bound on slots, whether everything is aligned, and the few flags that change what a
+kernel keeps in registers. Residuals, centres, `token_row` and whether rows are steered in place are
+asked when a kernel runs; strides, counts and numbers never make a variant.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 
 import torch
 
 from . import launches
-from .launches import Launch, Rows
+from .launches import SLOTS, Launch, Rows
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Widths of models from 135M to 405B parameters, one for each block; above 8192 rows come in blocks.
 WIDTHS = (576, 2048, 4096, 8192, 16384)
-# Tables of one slot, of as many as a steered model has by default, and of many.
-SLOTS = (1, 4, 32)
+# A width whose rows are not aligned; those come in blocks too, whatever the width.
+UNALIGNED = 4095
 DIRECTIONS = 171
 
 
-def names(dim: int) -> list[str]:
-    """The names of the variants for a width; those that do not depend on it stand with 4096 only."""
-    return [name for name, _ in of(torch.bfloat16, dim) if dim == 4096 or name.startswith(("steer", "rms"))]
+def every() -> Iterator[tuple[str, torch.dtype, int]]:
+    """`(name, dtype, width)` of each variant, once."""
+    seen = set()
+    for dtype, dim in product(DTYPES, (*WIDTHS, UNALIGNED)):
+        for name, launch in of(dtype, dim):
+            key = name, dtype, launch.kernel, launch.warps, *launch.constants.items()
+            if key not in seen:
+                seen.add(key)
+                yield name, dtype, dim
 
 
 def of(dtype: torch.dtype, dim: int, n: int = 256) -> Iterator[tuple[str, Launch]]:
-    """The launches for one dtype and width."""
+    """The launches for one dtype and width; those with a weight in float32 need another dtype of the rows."""
     make = partial(torch.empty, device="meta")
     x, out = make(n, dim, dtype=dtype), make(n, dim, dtype=dtype)
-    weight, directions = make(dim, dtype=dtype), make(DIRECTIONS, dim)
-    token_row, rows = make(n, dtype=torch.int32), Rows.dense(x)
+    directions, rows = make(DIRECTIONS, dim), Rows.dense(x)
+    weights = {"": make(dim, dtype=dtype), ", float32 weight": make(dim)}
+    if dtype == torch.float32:
+        del weights[", float32 weight"]
     for slots in SLOTS:
-        columns = _table(8, slots)
-        for dense in (True, False):
-            token = None if dense else token_row
-            tail = f"{slots} slot{'s' * (slots > 1)}, {'dense' if dense else 'token_row'}"
-            yield f"steer_ ({tail})", launches.steer(x, rows, None, directions, columns, token, 1.0)
-            yield f"steer ({tail})", launches.steer(x, rows, out, directions, columns, token, 1.0)
-            for residual in (None, x):
-                yield (
-                    f"steer_rms_norm_ ({tail}{', residual' if residual is not None else ''})",
-                    launches.steer_rms_norm(
-                        x, rows, residual, rows, out, weight, directions, columns, token, 1.0, 1e-6, 0.0
-                    ),
-                )
-    yield "rms_norm", launches.rms_norm(x, rows, out, weight, 1e-6, 0.0)
+        columns, tail = _table(8, slots), f"{slots} slot{'s' * (slots > 1)}"
+        yield f"steer ({tail})", launches.steer(x, rows, None, directions, columns, None, 1.0)
+        for of_weight, weight in weights.items():
+            arguments = x, rows, None, rows, out, weight, directions, columns, None, 1.0, 1e-6, 0.0
+            yield f"steer_rms_norm ({tail}{of_weight})", launches.steer_rms_norm(*arguments)
+    for of_weight, weight in weights.items():
+        name = f"rms_norm ({of_weight[2:]})" if of_weight else "rms_norm"
+        yield name, launches.rms_norm(x, rows, out, weight, 1e-6, 0.0)
     yield from _projections(dtype, dim)
     yield from _moments(x, rows)
 
 
 def _projections(dtype: torch.dtype, dim: int) -> Iterator[tuple[str, Launch]]:
     make = partial(torch.empty, device="meta")
-    directions, center = make(DIRECTIONS, dim), make(dim)
-    for size, n in (("few", 16), ("many", 4096)):
-        x = make(n, dim, dtype=dtype)
-        rows, scores = Rows.dense(x), make(n, DIRECTIONS)
-        best, total = make(8, DIRECTIONS), make(8, DIRECTIONS)
-        for middle, cosine in ((None, False), (center, False), (None, True), (center, True)):
-            tail = size + ", center" * (middle is not None) + ", cosine" * cosine
-            yield f"project ({tail})", launches.project(x, rows, directions, middle, cosine, scores)
-            for dense in (True, False):
-                token = None if dense else make(n, dtype=torch.int32)
-                yield (
-                    f"project_extremes_ ({tail}, {'dense' if dense else 'token_row'})",
-                    launches.project_extremes(x, rows, directions, middle, cosine, best, total, token),
-                )
+    directions, best = make(DIRECTIONS, dim), make(8, DIRECTIONS)
+    for (size, n), cosine in product((("few", 16), ("many", 4096)), (False, True)):
+        x, scores, tail = make(n, dim, dtype=dtype), make(n, DIRECTIONS), size + ", cosine" * cosine
+        rows = Rows.dense(x)
+        yield f"project ({tail})", launches.project(x, rows, directions, None, cosine, scores)
+        yield (
+            f"project_extremes ({tail})",
+            launches.project_extremes(x, rows, directions, None, cosine, best, best, None),
+        )
 
 
 def _moments(x: torch.Tensor, rows: Rows) -> Iterator[tuple[str, Launch]]:

@@ -1,12 +1,16 @@
 """`emosteer bench static`: the counts, the limits of a multiprocessor, and the files it writes."""
 
 import csv
+from itertools import product
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from emosteer.benchmarks.devices import ARCHITECTURES, DEVICES
 from emosteer.benchmarks.predicted import KERNEL_FLOOR, Decoder, work
+
+RESULTS = Path(__file__).parents[2] / "bench" / "results"
 
 
 @pytest.mark.parametrize(
@@ -69,7 +73,58 @@ def test_the_command(tmp_path):
     assert all(float(row["occupancy"]) > 0 for row in found)
     page = (tmp_path / "static.md").read_text()
     assert "**predicted**" in page
+    assert "bytes moved / (0.9 · published bandwidth)" in page
     assert "share of a decode step" in page
+    with (tmp_path / "static_shares.csv").open() as file:
+        shares = list(csv.DictReader(line for line in file if not line.startswith("#")))
+    assert {(row["device"], row["batch"]) for row in shares if row["backend"] == "triton"} == {
+        (device.name, batch) for device in DEVICES for batch in ("1", "32", "256")
+    }
+    modes = {"predicted_eager", "predicted_graph", "predicted_fused"}
+    assert modes < set(shares[0])
+    # What no machine code says is marked as what it is.
+    read = {"registers", "shared_bytes", "threads", "spill_bytes", "occupancy"}
+    named = {"backend", "kernel", "dtype", "D", "device", "architecture"}
+    assert all(name in read | named or name.startswith("predicted") for name in found[0])
+
+
+def test_the_committed_table_is_whole():
+    """Every kernel, dtype, width and GPU; times for 1 to 65,536 tokens; no spills."""
+    pytest.importorskip("triton")
+    from emosteer.benchmarks import static
+
+    with (RESULTS / "static.csv").open() as file:
+        found = list(csv.DictReader(line for line in file if not line.startswith("#")))
+    triton = {(r["kernel"], r["dtype"], int(r["D"]), r["device"]) for r in found if r["backend"] == "triton"}
+    assert triton == set(product(static.TRITON, static.DTYPES, static.WIDTHS, (d.name for d in DEVICES)))
+    assert {"predicted_us_1", "predicted_us_65536"} < set(found[0])
+    assert {r["spill_bytes"] for r in found} == {"0"}
+
+
+def test_the_committed_machine_code_is_whole():
+    """A row for each variant that a call can reach and each target, and none that spills."""
+    pytest.importorskip("triton")
+    from emosteer.kernels.survey import every
+
+    with (RESULTS / "machine_code.csv").open() as file:
+        found = list(csv.DictReader(line for line in file if not line.startswith("#")))
+    listed = [(r["name"], r["dtype"], int(r["dim"]), r["target"]) for r in found]
+    assert listed == [tuple(pick) for pick in every(*ARCHITECTURES)]
+    assert {r["spills"] for r in found} == {"0"}
+
+
+def test_every_variant_by_the_command(tmp_path, monkeypatch):
+    pytest.importorskip("triton")
+    from emosteer.cli import app
+    from emosteer.kernels import survey
+
+    few = survey.every("sm_90")[:1] + survey.every("gfx942")[-1:]
+    monkeypatch.setattr(survey, "every", lambda *targets: few)
+    done = CliRunner().invoke(app, ["bench", "static", "--all", "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "| sm_90 | 1 | 0 | 1 of 1 | 0 of 0 |" in done.output
+    assert "| gfx942 | 1 | 0 | 0 of 0 | 0 of 1 |" in done.output
+    assert "triton " in (tmp_path / "machine_code.csv").read_text().splitlines()[0]
 
 
 @pytest.mark.parametrize("arguments", [["--width", "100"], ["--dtype", "int8"], ["--device", "V100"]])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from emosteer.ops import SteerTable
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-WIDTHS = (1, 2, 7, 31, 64, 576, 577)
+WIDTHS = (1, 2, 7, 31, 48, 64, 576, 577)
 
 
 def unit(k, dim, seed=0):

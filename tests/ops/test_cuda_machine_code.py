@@ -14,6 +14,8 @@ REGISTERS = 65536  # of a multiprocessor, on all of these
 RESIDENT = {"steer": 512, "steer_rms_norm": 512, "rms_norm": 1024, "project": 1024}
 # 16-byte packets of one thread: a row of 16 elements, and 16 float32 of a direction or weight.
 PACKETS = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Elements of a row that a thread keeps, and the accesses that take one of them.
+ELEMENTS, ONE = 16, {"float32": ".E", "bfloat16": ".E.U16", "float16": ".E.U16"}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -55,6 +57,17 @@ def test_accesses_are_wide_and_global(architecture):
         assert wide["LDG"] >= of_row + of_floats, (op, dtype)
         if op != "project":  # its result is a number a direction
             assert wide["STG"] >= of_row * (2 if op == "steer_rms_norm" else 1), (op, dtype)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rows_that_are_not_aligned(architecture):
+    """Beside the accesses of 16 bytes stands a path that takes every element of a row by itself, and no third."""
+    for (op, dtype), code in cuda_resources.machine_code(architecture).items():
+        found = {kind: re.findall(rf"\b{kind}((?:\.[A-Z0-9_]+)*)\s", code) for kind in ("LDG", "STG")}
+        assert found["LDG"].count(ONE[dtype]) >= ELEMENTS, (op, dtype)
+        if op != "project":
+            assert found["STG"].count(ONE[dtype]) >= ELEMENTS, (op, dtype)
+            assert set(found["STG"]) == {ONE[dtype], ".E.128"}, (op, dtype)
 
 
 def test_shapes():

@@ -82,6 +82,48 @@ def test_rows_in_blocks(triton, dtype, preserve, slots):
     oracle.assert_rounded(normed, normed_want, np.abs(normed_want).max(1), slack=4e-6)
 
 
+@pytest.mark.parametrize("preserve", [0, 1, 2])
+def test_tables_of_many_slots(triton, preserve):
+    """More than 16 slots: the row leaves the registers to what solves them."""
+    x, directions, table = rows(3, 96), unit(40, 96), SteerTable.empty(1, 20)
+    table.direction[0] = torch.arange(20) * 2
+    table.direction[0, 7] = -1
+    table.strength[0] = torch.linspace(-0.5, 0.5, 20)
+    table.high[0, 3] = 0.1
+    table.preserve_norm.fill_(preserve)
+    want = oracle.steered(x, directions, table)
+    oracle.assert_rounded(
+        ops.steer(x, directions, table), want, np.linalg.norm(want, axis=1) + 20, slack=2e-5
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("slots", [1, 3])
+def test_both_paths(triton, monkeypatch, dtype, slots):
+    """Rows that are aligned stay in registers, the same rows an element further on come in blocks: both are right."""
+    from emosteer.kernels import launches
+
+    run, chosen = launches.Launch.run, []
+    monkeypatch.setattr(
+        launches.Launch, "run", lambda self: (chosen.append(self.kernel.fn.__name__), run(self))[1]
+    )
+    aligned, directions, weight = rows(4, 96, dtype), unit(3, 96), rows(1, 96, dtype, seed=4)[0]
+    apart = torch.empty(4 * 96 + 1, dtype=dtype)[1:].view(4, 96).copy_(aligned)
+    table = SteerTable.empty(4, slots)
+    table.direction[:, 0] = torch.tensor([0, 1, -1, 2])
+    table.strength[:, 0], table.preserve_norm[:] = 0.4, torch.tensor([0, 1, 0, 2])
+    want = oracle.steered(aligned, directions, table)
+    size = np.full(4, 20.0)
+    for x in (aligned, apart):
+        oracle.assert_rounded(ops.steer(x, directions, table), want, size)
+        normed, stream = ops.steer_rms_norm_(x.clone() if x is aligned else x, weight, directions, table)
+        oracle.assert_rounded(stream, want, size)
+        normed_want = oracle.normed(stream, weight)
+        oracle.assert_rounded(normed, normed_want, np.abs(normed_want).max(1), slack=4e-6)
+        assert torch.equal(stream[2], aligned[2])
+    assert chosen == ["steer_kernel", "steer_rms_norm_kernel", "steer_long_kernel", "steer_long_kernel"]
+
+
 def test_nearly_parallel_directions(triton):
     """Form 2 with directions a thousandth apart: what the Gram matrix of float32 loses, the second pass returns."""
     base = torch.nn.functional.normalize(rows(1, 256, seed=3).double(), dim=1)

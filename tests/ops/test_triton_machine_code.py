@@ -1,33 +1,38 @@
 """The machine code of the Triton kernels, compiled without a GPU: no spills, 16 bytes at a time, room for warps."""
 
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+
 import pytest
+import torch
 
 from emosteer.benchmarks.devices import ARCHITECTURES
 
 pytest.importorskip("triton")
-from emosteer.kernels.survey import Pick, survey
-from emosteer.kernels.variants import DTYPES, WIDTHS, names
+from emosteer.kernels import variants
+from emosteer.kernels.survey import Pick, every, survey
 
-# Threads that a multiprocessor holds at once, at least; what `emosteer bench static` makes of them is the table's.
-RESIDENT = {"steer": 384, "rms_norm": 1024, "project": 256, "moments": 256}
-LONG = 256  # rows read in blocks, with sums in float64
-TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
-# Every kernel once, and one of them on every target.
+NVIDIA = ("sm_80", "sm_90", "sm_100")
+# Every kernel once, aligned and not, and one of them on every target.
 REPRESENTATIVE = [
-    Pick(name, "bfloat16", 4096, "sm_90")
+    Pick(name, "bfloat16", dim, "sm_90")
     for name in (
-        "steer_ (1 slot, dense)",
-        "steer (4 slots, token_row)",
-        "steer_rms_norm_ (1 slot, dense, residual)",
-        "rms_norm",
+        "steer (1 slot)",
+        "steer_rms_norm (16 slots)",
+        "rms_norm (float32 weight)",
         "project (few)",
-        "project (many, center, cosine)",
-        "project_extremes_ (many, token_row)",
+        "project (many, cosine)",
+        "project_extremes (many)",
         "moments (sums and centred rows, grouped)",
         "moments (triangle)",
     )
-] + [
-    Pick("steer_ (1 slot, dense)", dtype, dim, target)
+    for dim in (4096, variants.UNALIGNED)
+]
+REPRESENTATIVE += [
+    Pick("steer (1 slot)", dtype, dim, target)
     for dtype, dim, target in (
         ("float16", 576, "sm_80"),
         ("float32", 8192, "sm_90"),
@@ -36,29 +41,30 @@ REPRESENTATIVE = [
         ("bfloat16", 4096, "gfx942"),
     )
 ]
-REPRESENTATIVE += [
-    Pick(name, "bfloat16", 16384, "sm_90")
-    for name in ("steer_rms_norm_ (4 slots, token_row, residual)", "rms_norm")
-]
-REPRESENTATIVE.append(Pick("project (many)", "float32", 4096, "sm_100"))
+
+
+@cache
+def launches(dtype, dim):
+    return dict(variants.of(getattr(torch, dtype), dim))
 
 
 def check(pick, found):
+    """What holds for every variant; the accesses are those of the rows, 16 bytes wide if they are aligned."""
     assert found.spills == 0, f"{pick} spills {found.spills} bytes"
-    kind = next(k for k in RESIDENT if pick.name.startswith(k))
-    if "gfx" not in pick.target:
+    if pick.target in NVIDIA:
         held = ARCHITECTURES[pick.target].resident_threads(found.registers, found.shared, found.threads)
-        least = RESIDENT[kind] if pick.dim <= 8192 else LONG
-        assert held >= least, f"{pick}: {found.registers} registers leave room for {held} threads"
-    if kind in ("steer", "rms_norm"):
-        rows = 1 if "rms_norm" not in pick.name else 2
-        assert found.wide_loads >= 1 + rows
-        assert found.wide_stores >= 1
-        assert found.other_stores == 0
-    if kind == "moments":
-        assert found.wide_loads >= 1
-    if pick.name.startswith("project"):
-        assert found.wide_loads >= 2
+        claimed = launches(pick.dtype, pick.dim)[pick.name].resident
+        assert held >= claimed, f"{pick}: {found.registers} registers leave room for {held} threads"
+    stores_rows = pick.name.startswith(("steer", "rms_norm")) or "centred" in pick.name
+    if pick.dim % 16 == 0:
+        # A row and what it is held against (a direction, a weight, a shift, another tile): 16 bytes at a time.
+        assert found.wide_loads >= 2, pick
+        assert (found.wide_stores >= 1) == stores_rows, pick
+        assert not (stores_rows and found.other_stores), pick
+    else:
+        assert found.other_loads >= 2, pick
+        assert (found.wide_loads, found.wide_stores) == (0, 0), pick
+        assert found.other_stores >= 1 or not stores_rows, pick
 
 
 def test_representative_variants():
@@ -66,18 +72,29 @@ def test_representative_variants():
         check(pick, found)
 
 
-# Every kind of call on one target of each vendor, and every width and dtype of the row kernels on the others.
-EVERY = [Pick(name, "bfloat16", 4096, target) for target in ("sm_90", "gfx942") for name in names(4096)] + [
-    Pick(name, str(dtype).removeprefix("torch."), dim, target)
-    for target in ("sm_80", "sm_100")
-    for dtype in DTYPES
-    for dim in WIDTHS
-    for name in ("steer_ (4 slots, token_row)", "steer_rms_norm_ (4 slots, dense, residual)", "rms_norm")
-]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [*NVIDIA, "gfx942"])
 def test_every_variant(target):
-    for pick, found in survey(pick for pick in EVERY if pick.target == target).items():
+    for pick, found in survey(every(target)).items():
         check(pick, found)
+
+
+def test_nothing_else_can_be_chosen():
+    """Calls of every kind reach all that `every` lists and nothing beyond it."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.ops.choosable"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["unknown"] == []
+    assert found["never"] == []
+    assert found["listed"] == len(every("sm_90"))
+
+
+def test_what_the_dispatcher_claims():
+    """Threads of a multiprocessor, of 2048: half, a quarter where rows take more registers, an eighth for tiles."""
+    claimed = {name: launch.resident for name, launch in launches("bfloat16", 4096).items()}
+    assert claimed["steer (1 slot)"] == claimed["rms_norm"] == 1024
+    assert claimed["steer (16 slots)"] == claimed["steer_rms_norm (1 slot)"] == 512
+    assert min(claimed.values()) == 256
