@@ -34,6 +34,8 @@ LEAST_BLOCK = 1024
 # Slots of a table that a program solves for at once: a variant for one, for up to 16, and for up to 64,
 # of which the last needs the registers that a resident row would take.
 SLOTS, MOST_RESIDENT_SLOTS = (1, 16, 64), 16
+# Blocks of a grid in its second dimension.
+MOST_DOWN = 65535
 # Of a multiprocessor, on every NVIDIA GPU since compute capability 5.0.
 REGISTERS = 65536
 INTERPRETED = triton.knobs.runtime.interpret
@@ -264,7 +266,7 @@ def group_sums(
     constants = {"BLOCK_N": 16, "BLOCK_D": 128, "TILES": 8}
     if INTERPRETED:  # which takes as long for a large tile as for a small one
         constants = {"BLOCK_N": 128, "BLOCK_D": 1024, "TILES": 2}
-    grid = (triton.cdiv(dim, constants["BLOCK_D"]), triton.cdiv(n, constants["BLOCK_N"] * constants["TILES"]))
+    grid = _over_rows(triton.cdiv(dim, constants["BLOCK_D"]), n, constants["BLOCK_N"] * constants["TILES"])
     arguments = {
         "x": x,
         "group": group,
@@ -376,5 +378,17 @@ def _tiles(x: Tensor, directions: Tensor) -> tuple[tuple[int, int], dict[str, An
     }
     if INTERPRETED:
         constants |= {"BLOCK_K": 64, "BLOCK_D": 1024}
-    grid = (triton.cdiv(k, constants["BLOCK_K"]), triton.cdiv(n, constants["BLOCK_N"]))
+    grid = _over_rows(triton.cdiv(k, constants["BLOCK_K"]), n, constants["BLOCK_N"])
     return (grid, constants, 4, 384) if few else (grid, constants, 8, 256)
+
+
+def _over_rows(across: int, n: int, together: int) -> tuple[int, int]:
+    """Blocks across the columns and down the rows; a device takes `MOST_DOWN` of the latter.
+
+    Raises:
+        ValueError: too many rows for one call.
+    """
+    most = MOST_DOWN * together
+    if n > most:
+        raise ValueError(f"x has {n} rows, one call on a GPU takes at most {most}; give it in parts")
+    return across, triton.cdiv(n, together)

@@ -156,3 +156,14 @@ def test_the_triangle_of_the_second_moment(triton, dim, monkeypatch):
     found = moments.covariance(correction=0).numpy()
     assert np.abs(found - want).max() <= 2e-5 * np.diag(want).max()
     assert torch.equal(moments.scatter, moments.scatter.tril())
+
+
+@pytest.mark.parametrize("name", ["project", "moments"])
+def test_more_rows_than_a_grid_takes(triton, name):
+    x = torch.zeros(1, 16).expand(17_000_000, 16)  # one row in memory
+    run = {
+        "project": lambda: ops.project(x, unit(3, 16)),
+        "moments": lambda: ops.Moments(1, 16, False).update(x),
+    }[name]
+    with pytest.raises(ValueError, match="x has 17000000 rows, one call on a GPU takes at most"):
+        run()
