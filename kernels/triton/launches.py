@@ -368,7 +368,7 @@ def _tiles(x: Tensor, directions: Tensor) -> tuple[tuple[int, int], dict[str, An
     """A tile of 64 directions against 64 rows, of 16 where there are few rows and programs are wanted."""
     n, k = _size(x)[0], directions.shape[0]
     few = n <= 64
-    constants = {
+    constants: dict[str, Any] = {
         "BLOCK_N": 16 if few else 64,
         "BLOCK_K": 16 if few else 64,
         "BLOCK_D": 16
