@@ -16,9 +16,10 @@ from emosteer.kernels import variants
 from emosteer.kernels.survey import Pick, every, survey
 
 NVIDIA = ("sm_80", "sm_90", "sm_100")
-# Every kernel once, aligned and not, and one of them on every target.
+# Every kernel once, aligned and not, for NVIDIA and for AMD, and one of them on every target.
 REPRESENTATIVE = [
-    Pick(name, "bfloat16", dim, "sm_90")
+    Pick(name, "bfloat16", dim, target)
+    for target in ("sm_90", "gfx942")
     for name in (
         "steer (1 slot)",
         "steer_rms_norm (16 slots)",
@@ -38,7 +39,8 @@ REPRESENTATIVE += [
         ("float32", 8192, "sm_90"),
         ("bfloat16", 8192, "sm_100"),
         ("bfloat16", 16384, "sm_90"),
-        ("bfloat16", 4096, "gfx942"),
+        ("float32", 4096, "gfx942"),
+        ("float16", 576, "gfx942"),
     )
 ]
 
@@ -73,8 +75,9 @@ def test_representative_variants():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", [*NVIDIA, "gfx942"])
+@pytest.mark.parametrize("target", NVIDIA)
 def test_every_variant(target):
+    """Those for gfx942 too: `make check-gpu-code`."""
     for pick, found in survey(every(target)).items():
         check(pick, found)
 
