@@ -66,6 +66,7 @@ class Counting:
             checkpoint = f"{os.fspath(checkpoint)}.{self.rank}"
         self.checkpoint = Checkpoint(checkpoint, identity)
         self.batches_done = 0
+        self._unsaved = 0  # tokens
         self._to_skip = 0
         self._expected = ""
         self._resume()
@@ -99,7 +100,9 @@ class Counting:
                     continue
                 self._count_batch(batch, kind)
                 self.batches_done += 1
-                self._save()
+                self._unsaved += batch.ids.numel()
+                if 2 * self._unsaved > self.batch_tokens:  # a CPU's batches are smaller than was asked for
+                    self._save()
                 bar.advance(len(batch.texts) * self.world)
 
     def _group_of(self, label: str) -> int:
@@ -177,6 +180,7 @@ class Counting:
         return True
 
     def _save(self) -> None:
+        self._unsaved = 0
         if self.checkpoint.path is None:
             return
         tensors = {
