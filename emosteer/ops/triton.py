@@ -131,23 +131,29 @@ def moments_update_(moments: Moments, x: Tensor, token_group: Tensor | None, wei
     dim, n = x.shape[-1], x.numel() // x.shape[-1]
     counted = weight if weight is not None else torch.ones(n, device=x.device)
     with _device(x):
-        if token_group is None:
-            moments.count[0] += counted.sum(dtype=torch.float64)
-        else:
+        if token_group is not None:
             token_group = token_group.reshape(-1)
             inside = (token_group >= 0) & (token_group < moments.n_groups)
             counted = torch.where(inside, counted, 0.0)
+        pilot = torch.zeros(1, dim, dtype=torch.float64, device=x.device)
+        pilot_sum = launches.group_sums(x, rows, None, counted, pilot, started=moments.started)
+        # Nothing is written before the launch is known to be one that a device takes.
+        all_counted = counted.sum(dtype=torch.float64)
+        if token_group is None:
+            moments.count[0] += all_counted
+        else:
             at = token_group.clamp(0, moments.n_groups - 1).long()
             moments.count.index_add_(0, at, counted.double())
-        all_counted = counted.sum(dtype=torch.float64)
-        pilot = torch.zeros(1, dim, dtype=torch.float64, device=x.device)
-        launches.group_sums(x, rows, None, counted, pilot, started=moments.started).run()
+        pilot_sum.run()
         first = (all_counted > 0) & ~moments.started
         moments.shift.copy_(torch.where(first, pilot[0] / all_counted, moments.shift))
         moments.started.logical_or_(all_counted > 0)
 
         if moments.scatter is not None and dim >= TRIANGLE_FROM:
-            launches.scatter(x, rows, counted, moments.shift, moments.scatter).run()
+            dense = moments.scatter.contiguous()  # itself on a GPU; on a CPU rows may stand apart
+            launches.scatter(x, rows, counted, moments.shift, dense).run()
+            if dense is not moments.scatter:
+                moments.scatter.copy_(dense)
         if moments.scatter is None or dim >= TRIANGLE_FROM:
             launches.group_sums(x, rows, token_group, counted, moments.sum, shift=moments.shift).run()
             return

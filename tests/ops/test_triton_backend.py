@@ -167,3 +167,14 @@ def test_more_rows_than_a_grid_takes(triton, name):
     }[name]
     with pytest.raises(ValueError, match="x has 17000000 rows, one call on a GPU takes at most"):
         run()
+
+
+def test_a_triangle_whose_rows_stand_apart(triton, monkeypatch):
+    from emosteer.ops import triton as backend
+
+    monkeypatch.setattr(backend, "TRIANGLE_FROM", 1)
+    x = rows(5, 1024)
+    moments = ops.Moments(1, 1024).update(x)
+    assert not moments.scatter.is_contiguous()
+    centred = x.double() - moments.shift
+    torch.testing.assert_close(moments.scatter.double(), (centred.T @ centred).tril(), rtol=1e-5, atol=1e-5)

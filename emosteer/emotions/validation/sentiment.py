@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 
+from emosteer import calibration
 from emosteer.models.scoring import repetition
 from emosteer.programs import add
 
@@ -14,14 +15,7 @@ from .statistics import interval
 
 # The mean of a few continuations is mostly chance: one score spreads by 0.5.
 OPENINGS = (
-    "Today I went to",
-    "The man at the counter said",
-    "When she opened the door,",
-    "My plan for the weekend is",
-    "He looked at the paper and",
-    "The meeting this afternoon",
-    "I have been thinking about",
-    "After dinner, they",
+    *calibration.OPENINGS,
     "When I got home this evening,",
     "The letter on the table said",
     "On the way to work this morning,",
@@ -47,7 +41,7 @@ OPENINGS = (
     "The doctor told me",
     "I looked out of the window and",
 )
-QUICK = 8
+QUICK = len(calibration.OPENINGS)
 
 PLEASANT, UNPLEASANT = ("joyful", "calm"), ("desperate", "sad", "afraid")
 NEW_TOKENS = 30
