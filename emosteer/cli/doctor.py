@@ -27,6 +27,7 @@ def run() -> None:
         "triton",
         "pyarrow",
         "ray",
+        "vllm",
     ):
         try:
             table.add_row(name, importlib.metadata.version(name))

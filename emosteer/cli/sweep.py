@@ -35,6 +35,12 @@ UNITS = typer.Option(
     None, "--units-per-task", min=1, help="Units that a worker gets at a time; by speed by default.", **RAY
 )
 IN_FLIGHT = typer.Option(None, "--in-flight", min=1, help="Tasks that a worker has at a time; 2.", **RAY)
+VLLM = typer.Option(
+    [],
+    "--vllm",
+    help="An argument of vllm.EngineArgs, like tensor_parallel_size=2; several.",
+    rich_help_panel="With --engine vllm",
+)
 
 
 @app.command()
@@ -51,6 +57,7 @@ def run(
     address: str = ADDRESS,
     units_per_task: int = UNITS,
     in_flight: int = IN_FLIGHT,
+    vllm: list[str] = VLLM,
 ) -> None:
     """Run the sweep of a YAML file into a folder; what is there already is not run again."""
     from emosteer.sweep import Sweep
@@ -65,7 +72,7 @@ def run(
             address,
             units_per_task,
             in_flight,
-        )
+        ) | _of_vllm(engine, vllm)
         sweep = Sweep.from_yaml(definition)
         _state(sweep.run(folder, engine, retry_failed=retry_failed, progress=not quiet, **options))
 
@@ -83,6 +90,7 @@ def resume(
     address: str = ADDRESS,
     units_per_task: int = UNITS,
     in_flight: int = IN_FLIGHT,
+    vllm: list[str] = VLLM,
 ) -> None:
     """Go on with the sweep of a folder, as its manifest defines it."""
     from emosteer.sweep.manifest import resumed
@@ -97,7 +105,7 @@ def resume(
             address,
             units_per_task,
             in_flight,
-        )
+        ) | _of_vllm(engine, vllm)
         sweep = resumed(folder)
         _state(sweep.run(folder, engine, retry_failed=retry_failed, progress=not quiet, **options))
 
@@ -174,6 +182,27 @@ def _of_ray(
         raise ValueError(
             f"{flag} is for --engine ray, the engine is {engine!r}; add --engine ray or leave it out"
         )
+    return found
+
+
+def _of_vllm(engine: str, given: Sequence[str]) -> dict[str, Any]:
+    """Arguments of vLLM's engine, their values read as YAML.
+
+    Raises:
+        ValueError: another engine, or no name and value.
+    """
+    import yaml
+
+    if given and engine != "vllm":
+        raise ValueError(
+            f"--vllm is for --engine vllm, the engine is {engine!r}; add --engine vllm or leave it out"
+        )
+    found = {}
+    for one in given:
+        name, equals, value = one.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"--vllm must be a name and a value, like tensor_parallel_size=2; got {one!r}")
+        found[name] = yaml.safe_load(value)
     return found
 
 

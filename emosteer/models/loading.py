@@ -75,6 +75,20 @@ def load(
     return model.to(device).eval(), tokenizer
 
 
+def folder_of(name: str | os.PathLike[str] = BUILTIN, *, dtype: torch.dtype = torch.float32) -> str:
+    """What other runtimes load the same model from: a folder as `save_pretrained` writes it, else the name (a Hub id).
+
+    Arguments and errors as `load`; a GGUF file is dequantised into the cache folder if it is not there yet.
+    """
+    text = os.fspath(name)
+    path = Path(text).expanduser()
+    if text == BUILTIN:
+        return str(gguf.converted(_builtin_file()[0], dtype)[0])
+    if path.is_file():
+        return str(gguf.converted(path, dtype)[0])
+    return str(path) if path.is_dir() else text
+
+
 def _builtin_file() -> tuple[Path, str]:
     """The file of the built-in model; its package is not imported (it would want llama.cpp)."""
     try:

@@ -1,46 +1,14 @@
-"""What carries a sweep out. An engine gets what is left to do and yields rows, or writes them itself."""
+"""What carries a sweep out. An engine gets what is left to do and writes what it finds."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from .progress import SweepProgress
-from .row import Row
 from .runner import Runner, Work
-from .store import FolderError, Store
-
-# Seconds between two parts: so much at the start, then one hundredth of the time that has passed, up to a minute.
-SOONEST, SHARE, LATEST = 2.0, 0.01, 60.0
-
-
-class Writer:
-    """Gathers rows and writes them as parts, now and then; what is reported is on disk."""
-
-    def __init__(self, store: Store, progress: SweepProgress, *, seconds: float | None = None) -> None:
-        self.store, self.progress, self._seconds = store, progress, seconds
-        self._rows: list[Row] = []
-        self._units = 0
-        self._start = self._last = time.monotonic()
-
-    def add(self, rows: list[Row]) -> None:
-        """The rows of one unit."""
-        self._rows += rows
-        self._units += 1
-        now = time.monotonic()
-        wait = min(max(SOONEST, SHARE * (now - self._start)), LATEST)
-        if now - self._last >= (wait if self._seconds is None else self._seconds):
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what has been gathered."""
-        if not self._rows:
-            return
-        self.store.append(self._rows)
-        self.progress.saved(self._units, sum(row.error is not None for row in self._rows))
-        self._rows, self._units = [], 0
-        self._last = time.monotonic()
+from .store import Store
+from .writer import write_rows
 
 
 def run_local(
@@ -52,16 +20,7 @@ def run_local(
     flush_seconds: float | None,
 ) -> None:
     """One model in this process; on an error or Ctrl-C what is finished is written first."""
-    writer = Writer(store, progress, seconds=flush_seconds)
-    try:
-        for rows in runner.run(works):
-            writer.add(rows)
-    except FolderError:
-        raise
-    except BaseException:
-        writer.flush()
-        raise
-    writer.flush()
+    write_rows(runner.run(works), store, progress, flush_seconds)
 
 
 def engine(name: str) -> Callable[..., Any]:
@@ -79,7 +38,10 @@ def engine(name: str) -> Callable[..., Any]:
         imported()
         return run_ray
     if name == "vllm":
-        raise ValueError(
-            'engine "vllm" is not part of this version of emosteer: vLLM steers no row by itself; use engine="local"'
-        )
+        from .vllm_engine.server import imported as vllm_imported
+
+        vllm_imported()
+        from .vllm_engine import run_vllm
+
+        return run_vllm
     raise ValueError(f'engine must be "local", "ray" or "vllm", got {name!r}')

@@ -201,12 +201,13 @@ class Sweep:
 
         Args:
             folder: local path or fsspec URL; new, empty, or of a sweep.
-            engine: "local", or "ray" for the workers of a Ray cluster; "vllm" says what it lacks.
+            engine: "local", "ray" for the workers of a Ray cluster, or "vllm" for vLLM's own batches.
             retry_failed: run rows again that failed before.
             progress: show units done, units a second, time left and failures.
             flush_seconds: between two parts; None: 2 s at first, up to a minute in long runs.
             options: of the engine; those of "ray" are listed at `ray_engine.run_ray`: num_workers,
-                cpus_per_worker, gpus_per_worker, resources, address and more.
+                cpus_per_worker, gpus_per_worker, resources, address and more; those of "vllm" are
+                arguments of `vllm.EngineArgs`: tensor_parallel_size, max_model_len and more.
 
         Returns:
             the folder, opened.
@@ -233,7 +234,7 @@ class Sweep:
             text_id = next((m.id(self.generation) for m in metrics if m.kind == "text"), None)
             with SweepProgress(total, show=progress) as bar:
                 works = remaining(plan, metrics, self.generation, done, text_id, skipped=bar.skipped)
-                if engine == "ray":  # its workers make runners of their own
+                if engine != "local":  # its workers load the model themselves
                     options["sweep"] = self
                 carry_out(runner, works, store, bar, flush_seconds=flush_seconds, **options)
         return Opened(store)

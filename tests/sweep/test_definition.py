@@ -1,13 +1,15 @@
 """YAML files: what they may say, errors with the path of the key, and folders that go on by themselves."""
 
+import importlib.util
 import json
+import re
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 import emosteer as es
-from emosteer.cli import app
+from emosteer.cli import app, main
 from emosteer.sweep.entries import program_definition, program_of
 from emosteer.sweep.manifest import resumed
 from emosteer.sweep.progress import SweepProgress
@@ -200,8 +202,12 @@ def test_python_judges_cannot_be_resumed(sweep, tmp_path, model, tok):
 
 
 def test_engines_that_are_not_there(sweep, tmp_path):
-    with pytest.raises(ValueError, match="vllm"):
-        sweep().run(tmp_path / "a", engine="vllm", progress=False)
+    if importlib.util.find_spec("vllm") is None:
+        with pytest.raises(
+            ImportError, match=r"needs vLLM in this environment: pip install .emosteer\[vllm\]"
+        ):
+            sweep().run(tmp_path / "a", engine="vllm", progress=False)
+        assert not (tmp_path / "a").exists()
     with pytest.raises(ValueError, match='engine must be "local", "ray" or "vllm", got \'cloud\''):
         sweep().run(tmp_path / "a", engine="cloud")
     assert not (tmp_path / "a").exists()
@@ -256,3 +262,22 @@ def test_progress(tty, monkeypatch):
     with SweepProgress(10, show=False, stream=silent) as bar:
         bar.saved(10, 0)
     assert silent.text == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        (["--vllm", "max_num_seqs=8"], "--vllm is for --engine vllm, the engine is 'local'"),
+        (
+            ["--engine", "vllm", "--vllm", "max_num_seqs"],
+            "--vllm must be a name and a value, .*got 'max_num_seqs'",
+        ),
+        (["--engine", "vllm", "--vllm", "=8"], "--vllm must be a name and a value"),
+    ],
+)
+def test_arguments_of_vllm_on_the_command_line(given, error, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["emosteer", "sweep", "run", "no.yaml", str(tmp_path / "a"), *given])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert re.search(error, capsys.readouterr().err)

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -296,3 +298,19 @@ def test_what_is_wrong_is_named(folder, provider, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             asyncio.run(one.api.generate(messages, tools, "auto", GenerateConfig()))
+
+
+def test_the_command_line_says_what_is_wrong_without_a_traceback(folder, tmp_path):
+    (tmp_path / "task.py").write_text(
+        "from inspect_ai import Task, task\nfrom inspect_ai.dataset import Sample\n\n\n"
+        "@task\ndef one():\n    return Task(dataset=[Sample(input='?')])\n"
+    )
+    command = [
+        sys.executable, "-m", "inspect_ai", "eval", "task.py", "--model", f"emosteer/{folder / 'model'}",
+        "-M", f"bank={folder / 'bank.safetensors'}", "-M", "steer=add clam 0.1", "--display", "plain",
+    ]  # fmt: skip
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    said = " ".join((found.stdout + found.stderr).split())
+    assert found.returncode != 0
+    assert "did you mean 'calm'" in said
+    assert "Traceback" not in said

@@ -15,6 +15,7 @@ from emosteer.programs import Program
 
 from ..generation import Generation
 from ..words import layers_of, program_of
+from .refusal import refusing
 from .requests import Request
 from .served import Wanted, release, served
 
@@ -81,22 +82,25 @@ class SteeredAPI(ModelAPI):
         revision: str | None = None,
         batch_size: int = 32,
     ) -> None:
-        if base_url is not None:
-            raise ValueError(f"base_url must be None, since the model runs in this process; got {base_url!r}")
         super().__init__(model_name, None, api_key, [], config)
-        self.program = program_of(steer)
-        layers = layers_of(layers)
-        layers = tuple(layers) if isinstance(layers, list) else layers
-        where = (layers, positions, relative, preserve_norm)
-        self.served = served(
-            Wanted(model_name, os.fspath(bank or ""), *where, device, dtype, revision, batch_size)
-        )
-        self._closed = False
-        try:
-            self.served.check(self.program)
-        except ValueError:
-            self.close()
-            raise
+        with refusing():
+            if base_url is not None:
+                raise ValueError(
+                    f"base_url must be None, since the model runs in this process; got {base_url!r}"
+                )
+            self.program = program_of(steer)
+            layers = layers_of(layers)
+            layers = tuple(layers) if isinstance(layers, list) else layers
+            where = (layers, positions, relative, preserve_norm)
+            self.served = served(
+                Wanted(model_name, os.fspath(bank or ""), *where, device, dtype, revision, batch_size)
+            )
+            self._closed = False
+            try:
+                self.served.check(self.program)
+            except ValueError:
+                self.close()
+                raise
         # inspect_ai's cache of outputs knows a model by its name and this, but not by its arguments.
         self.base_url = f"emosteer:{self.program};{self.served.id}"
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from ..engines import LATEST, SHARE, SOONEST
 from ..metrics import Metric
 from ..runner import Work
+from ..writer import LATEST, SHARE, SOONEST
 
 # Units of the first tasks, before their speed is known.
 FIRST = 16

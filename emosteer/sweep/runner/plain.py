@@ -17,8 +17,9 @@ from emosteer.ops import project
 from ..generation import Generation
 from ..metrics.base import Seen
 from ..metrics.reading import Readings
+from .held_rows import NO_ROW
 from .memory import Budget
-from .steered import NO_ROW, Steered
+from .steered import Steered
 from .work import Work
 
 

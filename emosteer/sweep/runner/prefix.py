@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ..plan import Prompt
 from .cache import KV, PastLayer, Stripe, past_cache
+from .held_rows import NO_ROW
 from .memory import Budget
 from .passes import Passes
-from .steered import NO_ROW, Steered
+from .steered import Steered
 
 
 @dataclass

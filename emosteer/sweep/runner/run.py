@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -76,22 +76,17 @@ class Runner:
 
         An error in a unit or metric becomes its rows' reason; only what concerns the whole run is raised.
         """
-
-        def place(work: Work) -> tuple[tuple[int, ...], str] | None:
-            return (work.unit.layers, work.unit.positions) if work.unit.layers else None
-
         with self.passes:
-            for at, group in groupby(_settled(works, place), key=lambda pair: pair[0]):
-                layers, positions = at or ((), "all")
-                yield from self._group((work for _, work in group), layers, positions)
+            for (layers, positions), group in by_place(works):
+                yield from self._group(group, layers, positions)
 
     def _group(self, works: Iterable[Work], layers: tuple[int, ...], positions: str) -> Iterator[list[Row]]:
         for whole in windows(works, WINDOW):
             window = []
             for work in whole:
                 if not work.needs_model:
-                    yield self._from_text(work)
-                elif (why := self._too_long(work)) is not None:
+                    yield self.from_text(work)
+                elif (why := self.too_long(work)) is not None:
                     yield failed_rows(work, ValueError(why), self.generation)
                 else:
                     window.append(work)
@@ -103,12 +98,12 @@ class Runner:
             with steered.steering:
                 yield from Window(self, steered, window).rows()
 
-    def _from_text(self, work: Work) -> list[Row]:
+    def from_text(self, work: Work) -> list[Row]:
         """The rows of a unit whose text is all that its metrics want."""
         text = self.tok.decode(list(work.tokens or ()), skip_special_tokens=True)
         return rows_of(work, Seen(work.unit, text=text, tokens=work.tokens), self.generation)
 
-    def _too_long(self, work: Work) -> str | None:
+    def too_long(self, work: Work) -> str | None:
         """Why a model with so many positions cannot take a unit; a GPU would not survive the attempt."""
         config: Any = getattr(self.passes.model, "config", None)
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
@@ -156,12 +151,18 @@ class Runner:
         return [metric for metric in work.metrics if isinstance(metric, Readings)]
 
 
-def _settled(works: Iterable[Work], place: Callable[[Work], Any]) -> Iterator[tuple[Any, Work]]:
+def by_place(works: Iterable[Work]) -> Iterator[tuple[tuple[tuple[int, ...], str], Iterator[Work]]]:
+    """`((layers, positions), works steered there)`, one after another; the works of one are to be taken first."""
+    for at, group in groupby(_settled(works), key=lambda pair: pair[0]):
+        yield at or ((), "all"), (work for _, work in group)
+
+
+def _settled(works: Iterable[Work]) -> Iterator[tuple[Any, Work]]:
     """Works with where they are steered; an unsteered one goes along with whatever comes next to it."""
     waiting: list[Work] = []
     at = None
     for work in works:
-        here = place(work)
+        here = (work.unit.layers, work.unit.positions) if work.unit.layers else None
         if here is None and at is None and len(waiting) < WINDOW:
             waiting.append(work)
             continue

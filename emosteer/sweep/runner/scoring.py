@@ -13,11 +13,12 @@ from emosteer.ops import project
 
 from ..metrics.base import Seen
 from ..metrics.reading import Readings
+from .held_rows import NO_ROW
 from .memory import Budget
 from .passes import Passes
 from .prefill import Ready, Tail, extend
 from .prefix import Prefix
-from .steered import NO_ROW, Steered
+from .steered import Steered
 
 T = TypeVar("T")
 

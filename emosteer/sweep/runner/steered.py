@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -10,16 +9,11 @@ from typing import Any
 import torch
 
 from emosteer.bank import Bank
-from emosteer.programs import Program
 from emosteer.steering import MIN_SLOTS, Steering, steer
 
 from ..identity import positions_of
 from ..plan import Unit
-
-# Rows of the table: programs that are at hand without being written again.
-TABLE_ROWS = 2048
-
-NO_ROW = -1
+from .held_rows import TABLE_ROWS, HeldRows
 
 
 class Steered:
@@ -46,9 +40,7 @@ class Steered:
             slots=self.slots,
         )
         self.shared = min(layers) if layers else 0
-        self._row: OrderedDict[Program, int] = OrderedDict()
-        self._held: dict[Program, int] = {}
-        self._free = list(range(TABLE_ROWS - 1, -1, -1))
+        self._rows = HeldRows(self.steering.set)
 
     def first_token(self, unit: Unit) -> int:
         """The first token of the prompt that a unit's program may act on; the prompt's length for none."""
@@ -75,31 +67,11 @@ class Steered:
 
     def hold(self, unit: Unit) -> int:
         """The table row of a unit's program, written if need be; `release` as often."""
-        program = unit.program
-        if not program.slots:
-            return NO_ROW
-        row = self._row.get(program)
-        if row is None:
-            row = self._free.pop() if self._free else self._evict()
-            self.steering.set(row, program)
-            self._row[program] = row
-        self._row.move_to_end(program)
-        self._held[program] = self._held.get(program, 0) + 1
-        return row
+        return self._rows.hold(unit.program)
 
     def release(self, unit: Unit) -> None:
         """The unit is done with its row."""
-        program = unit.program
-        if program.slots:
-            self._held[program] -= 1
-            if not self._held[program]:
-                del self._held[program]
-
-    def _evict(self) -> int:
-        oldest = next((program for program in self._row if program not in self._held), None)
-        if oldest is None:
-            raise RuntimeError(f"more than {TABLE_ROWS} programs run at once")
-        return self._row.pop(oldest)
+        self._rows.release(unit.program)
 
     def batch(self, rows: Sequence[int], prompt_lengths: Sequence[int]) -> AbstractContextManager[None]:
         """Passes inside are of rows with these programs, whose prompts are so long; give them a 2-D mask."""
