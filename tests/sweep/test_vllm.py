@@ -71,10 +71,13 @@ def same(found, wanted):
 
 
 def test_the_rows_are_those_of_the_local_engine(sweep, tmp_path):
-    """Drawn tokens, three kinds of positions, programs of one and two slots, every metric, units resumed."""
+    """Drawn tokens, three kinds of positions, programs of one and two slots, every metric.
+
+    What vLLM refuses, here a prompt that is too long for it, is its rows' reason, and the rest goes on.
+    """
     wanted = sweep(
         positions=["all", "generated", "-2:"],
-        prompts=PROMPTS[:2],
+        prompts=[*PROMPTS[:2], "again and " * 70],
         random_directions=2,
         generation={"max_new_tokens": 8, "temperature": 0.8, "top_k": 20, "top_p": 0.95},
         metrics=[
@@ -89,9 +92,14 @@ def test_the_rows_are_those_of_the_local_engine(sweep, tmp_path):
     )
     local = wanted.run(tmp_path / "local", progress=False)
     there = wanted.run(tmp_path / "vllm", engine="vllm", progress=False, **OPTIONS)
-    assert local.status().failed == there.status().failed > 0
-    same(rows(there), rows(local))
-    steered = [row for row in rows(local).values() if row["metric"] == "text" and row["concept"] == "calm"]
+    assert local.status().failed > 0  # a metric that throws
+    ours, theirs = rows(local), rows(there)
+    long = {key for key, row in ours.items() if row["prompt"] == "2"}
+    assert all("128" in theirs[key]["error"] for key in long)
+    for key in long:
+        del ours[key], theirs[key]
+    same(theirs, ours)
+    steered = [row for row in ours.values() if row["metric"] == "text" and row["concept"] == "calm"]
     assert len({row["text"] for row in steered}) > 2  # or the programs have done nothing, here and there
 
 
@@ -130,17 +138,6 @@ def test_two_processes_with_half_a_model_each(tmp_path, monkeypatch):
     )
     there = one.run(tmp_path / "vllm", engine="vllm", progress=False, tensor_parallel_size=2, **OPTIONS)
     same(rows(there), rows(one.run(tmp_path / "local", progress=False)))
-
-
-def test_what_vllm_refuses_is_the_rows_reason_and_the_rest_goes_on(sweep, tmp_path):
-    prompts = [PROMPTS[0], "again and " * 30]
-    opened = sweep(prompts=prompts, metrics=[es.metrics.text()]).run(
-        tmp_path, engine="vllm", progress=False, max_model_len=32, max_num_seqs=8
-    )
-    found = list(rows(opened).values())
-    failed = [row for row in found if row["error"]]
-    assert 2 * len(failed) == len(found) > 0
-    assert all("32" in row["error"] and "max" in row["error"] for row in failed)
 
 
 def test_a_killed_engine_loses_nothing_that_was_reported(sweep, tmp_path, monkeypatch):
