@@ -103,7 +103,7 @@ class _Driver:
 
     def rows(self, works: Iterable[Work]) -> Iterator[list[Row]]:
         """The rows of each unit as it is finished."""
-        slots = max(MIN_SLOTS, *(len(arm.program.slots) for arm in self._sweep.arms))
+        slots = max([MIN_SLOTS, *(len(arm.program.slots) for arm in self._sweep.arms)])
         for (layers, positions), group in by_place(works):
             placed: HeldRows | None = None
             for work in group:
