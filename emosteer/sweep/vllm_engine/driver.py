@@ -148,8 +148,6 @@ class _Driver:
                 self._send(asked, kind, tokens, salt, params)
             if work.tokens is not None:
                 self._written(asked, list(work.tokens))
-        except Ended:
-            raise
         except Exception as error:
             yield self._failed(asked, error)
             return
@@ -169,8 +167,6 @@ class _Driver:
             asked.out.discard(answer.request_id)
             try:
                 self._take(asked, kind, answer)
-            except Ended:
-                raise
             except Exception as error:
                 yield self._failed(asked, error)
                 continue
@@ -223,6 +219,8 @@ class _Driver:
             yield rows_of(asked.work, asked.seen, self.generation)
 
     def _failed(self, asked: Asked, error: Exception) -> list[Row]:
+        if isinstance(error, Ended):  # not the unit's fault
+            raise error
         self.server.abort(asked.out)
         self._leave(asked)
         return failed_rows(asked.work, error, self.generation)

@@ -26,7 +26,7 @@ def prove(server: Server, row: int, runner: Runner, steered: Steered, unit: Unit
     Raises:
         RuntimeError: they differ.
     """
-    tokens = list(unit.prompt.tokens[:LENGTH])
+    tokens = list(unit.prompt.tokens[: min(LENGTH, server.longest - 1)])
     if len(tokens) < 2:
         return
     with steered.steering, steered.holding([unit]) as rows, steered.batch(rows, [1]):

@@ -70,6 +70,10 @@ class Server:
         readings: reading metrics, each with its bank and layer.
         options: further arguments of vLLM's `EngineArgs`.
 
+    Attributes:
+        rows: requests that run together at most.
+        longest: tokens of a request at most, the one that is drawn among them.
+
     Raises:
         ImportError: vLLM is not there.
         RuntimeError: it does not start with these options, and why.
@@ -120,6 +124,14 @@ class Server:
         self._closed = self._died = False
         self._watch()
         self.rows = self.engine.vllm_config.scheduler_config.max_num_seqs
+        self.longest = self.engine.vllm_config.model_config.max_model_len
+        try:
+            self._open(bank, relative, readings)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, bank: Bank, relative: bool, readings: Sequence[Readings]) -> None:
         wanted = [
             (m.layer, m.bank.directions[m.layer][[m.bank.index(c) for c in m.concepts or ()]].tolist())
             for m in readings
@@ -182,7 +194,7 @@ class Server:
 
     @property
     def processes(self) -> list[Any]:
-        """VLLM's engine processes; none where it runs in this one."""
+        """The engine's processes; none where it runs in this one."""
         manager = getattr(getattr(self.engine.engine_core, "resources", None), "engine_manager", None)
         return list(getattr(manager, "processes", ()))
 
