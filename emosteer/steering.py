@@ -14,7 +14,8 @@ from .bank import Bank
 from .models.blocks import Decoder, find_decoder, resolve_layers
 from .models.injection import Injection
 from .models.patching import unwrap
-from .models.positions import Positions, Prompt
+from .models.positions import Positions
+from .models.prompts import Prompt
 from .models.table_rows import TableRows
 from .programs import Program, add
 
@@ -146,6 +147,7 @@ class Steering:
             _scales(self.layers, bank, scale, relative),
             self._rows.table,
             self._positions,
+            whole=self._rows.whole,
             fused=fused,
         )
 
@@ -187,7 +189,7 @@ class Steering:
         """Say what the passes inside are about, for decoding loops of one's own.
 
         `with steering.batch([4, 0, 2]): model(...)` runs three rows under the programs 4, 0 and 2 of
-        the table. It holds for the calling thread, and not in compiled code.
+        the table. It holds for the calling thread, in eager and compiled code.
 
         Args:
             rows: `[B]`, the program of each row of the batch; −1 for unsteered. None: spread evenly.

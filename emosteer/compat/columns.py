@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from emosteer.models.blocks import Decoder, find_decoder
-from emosteer.models.positions import cached_columns
+from emosteer.models.token_rows import cached_columns
 
 NO_ROW = -1
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,11 +22,13 @@ class Fusion:
     Attributes:
         readers: block → the RMS norm that reads its output, for the blocks where that was proved.
         reasons: block → why it is steered at its output instead.
+        between: block → the modules that its output passes into, up to the norm that reads it.
         others: the remaining RMS norms, computed by the kernel as they are.
     """
 
     readers: dict[int, RmsNorm] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
+    between: dict[int, tuple[nn.Module, ...]] = field(default_factory=dict)
     others: list[RmsNorm] = field(default_factory=list)
 
     def without(self, layer: int, reason: str) -> None:
@@ -37,22 +39,41 @@ class Fusion:
         self.reasons[layer] = reason
 
 
+def _path(block: nn.Module, module: nn.Module) -> Iterator[nn.Module]:
+    """The modules from a block down to one inside it; that module alone where it is not inside."""
+    names = {m: name for name, m in block.named_modules()}
+    if module not in names:
+        yield module
+        return
+    parts = names[module].split(".")
+    for depth in range(len(parts) + 1):
+        yield block.get_submodule(".".join(parts[:depth]))
+
+
 _proved: WeakKeyDictionary[nn.Module, tuple[Any, Fusion]] = WeakKeyDictionary()
 
 
 def find_fusion(model: nn.Module, decoder: Decoder, prove: Callable[[Fusion], None]) -> Fusion:
-    """The fusion of a model, from the last time if its modules and weights' types are the same.
+    """The fusion of a model, from the last time if its modules, weights' types and hooks are the same.
 
     Args:
         model: the module that is run.
         decoder: its blocks.
-        prove: withdraws from a candidate fusion what does not agree with steering at block outputs.
+        prove: withdraws from a candidate fusion what does not agree with steering at block outputs; raises
+            where steering does not move the model.
     """
     weight = next(decoder.stack.parameters(), None)
-    state = (decoder.blocks, None if weight is None else (weight.dtype, weight.device))
+    kind = None if weight is None else (weight.dtype, weight.device)
+    hooks = [
+        id(hook)
+        for m in decoder.stack.modules()
+        for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
+    ]
+    state = (tuple(map(id, decoder.blocks)), kind, tuple(hooks))
     known = _proved.get(model)
     if known is None or known[0] != state:
-        fusion = _candidate(model, decoder)
+        with torch.compiler.set_stance("force_eager"):
+            fusion = _candidate(model, decoder)
         prove(fusion)
         known = _proved[model] = (state, fusion)
     return known[1]
@@ -96,16 +117,10 @@ def _candidate(model: nn.Module, decoder: Decoder) -> Fusion:
             fusion.reasons[who] = f"the first module after it ({name}) does not read its output itself"
         elif reader in norms:
             fusion.readers[who] = norms[reader]
+            following = decoder.blocks[who + 1] if who + 1 < decoder.depth else None
+            fusion.between[who] = tuple(_path(following, reader)) if following is not None else (reader,)
         else:
             fusion.reasons[who] = str(verdicts.get(reader, f"{type(reader).__name__} reads it first"))
     taken = {norm.module for norm in fusion.readers.values()}
     fusion.others = [norm for module, norm in norms.items() if module not in taken]
     return fusion
-
-
-def agree(fused: Tensor, plain: Tensor, unsteered: Tensor) -> bool:
-    """Whether two ways of steering gave the same, measured by what steering changed."""
-    change = torch.linalg.vector_norm(plain.double() - unsteered.double())
-    off = torch.linalg.vector_norm(fused.double() - plain.double())
-    room = {torch.float32: 1e-3, torch.float16: 2e-2}.get(plain.dtype, 1e-1)
-    return bool(off <= room * change) and bool(change > 0)

@@ -1,55 +1,43 @@
-"""Steering inside a model's forward pass: what is patched, and what each patch does."""
+"""Steering inside a model's forward pass: what is patched, when, and how it is undone."""
 
 from __future__ import annotations
 
+import inspect
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
-from emosteer import ops
-from emosteer.ops import SteerTable, backends, checks
+from emosteer.ops import SteerTable, checks, formula
 
-from .blocks import Decoder, run_probe
-from .fusion import Fusion, agree, find_fusion
-from .norms import RmsNorm
-from .padding import remember_mask
-from .patching import Patches, first_tensor, with_first_tensor
-from .positions import Positions, Prompt, TokenRows, prompt_of, virtual_tokens
+from .addresses import fixed
+from .blocks import Decoder
+from .forwards import MASK, BlockForward, MaskForward, NormForward, StackForward, watchers
+from .fusion import Fusion, find_fusion
+from .generating import PACKED, GenerateCall, PackedCall
+from .levels import Level, free_level
+from .patching import Patches, Replacement
+from .positions import Positions
+from .prompts import Prompt
+from .proof import prove
 
-# How a forward pass is steered.
-OFF, IN_PLACE, DIFFERENTIABLE = 0, 1, 2
-
-
-class _Pass:
-    """What the patches of one forward pass share."""
-
-    def __init__(self) -> None:
-        self.mode = OFF
-        self.token_row: Tensor | None = None
-        self.mask: Tensor | None = None
-        self.prompt: Prompt | None = None
-        self.assigned: Tensor | None = None
-        self.started: Tensor | None = None
-
-
-class _LocalPass(threading.local, _Pass):
-    """A pass of its own for each thread."""
+# Threads and modules that would have to be asked too often otherwise: attached steerings, in order.
+_attached: dict[nn.Module, list[Injection]] = {}
+_grams: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 class Injection:
     """Steers a model's residual stream by instance patches, all of which `detach` removes.
 
-    These modules get a `forward` of their own: those around the stack of blocks (they note the attention
-    mask), the stack (computes `token_row` once a pass), each steered block, and, where `Fusion` proved
-    them, the RMS norms. Without gradients and outside compilation, a block is steered in place inside
-    the norm that reads its output next, or at its output where that was not proved. With gradients, or
-    while torch.compile traces, it is steered out of place at its output by the differentiable operator.
-    The decision is taken once a pass.
+    These modules get a `forward` of their own (`forwards`): those around the stack of blocks (they note
+    the attention mask), the stack (says once a pass which row each token takes), each steered block,
+    and, where `prove` allows it, the RMS norms. What they share lies in a `Level`, in tensors that
+    eager, traced and regionally compiled code read alike.
 
     Args:
         entry: the object whose `generate` the user calls.
@@ -59,6 +47,7 @@ class Injection:
         scales: block → one unit of length.
         table: what each row does.
         positions: which tokens are acted on.
+        whole: the table with idle rows after it, so that tables of many sizes share compiled code.
         fused: whether to look for a fusion.
     """
 
@@ -72,19 +61,23 @@ class Injection:
         table: SteerTable,
         positions: Positions,
         *,
+        whole: SteerTable | None = None,
         fused: bool = True,
     ) -> None:
         self.entry, self.model, self.decoder = entry, model, decoder
-        self.directions = {
-            layer: v.detach().to(table.device, torch.float32).contiguous() for layer, v in directions.items()
-        }
+        with torch.inference_mode(False):
+            self.directions = {layer: _ready(v, table.device) for layer, v in directions.items()}
+        self._banked = directions
         self.scales, self.table, self.positions = scales, table, positions
+        self.whole = table if whole is None else whole
+        for column in self.whole.columns():
+            fixed(column)
         self._want_fused = fused
         self.fusion = Fusion()
         self._patches: Patches | None = None
-        self._local, self._traced = _LocalPass(), _Pass()
-        self._yielded = 0  # how many injections attached later are still attached
+        self._level: Level | None = None
         self._earlier: list[Injection] = []
+        self._thread = 0
 
     @property
     def attached(self) -> bool:
@@ -100,31 +93,50 @@ class Injection:
             )
         self._check()
         earlier = [i for i in _attached.get(self.decoder.stack, ()) if i is not self]
-        fusable = self._want_fused and not earlier
-        self.fusion = find_fusion(self.model, self.decoder, self._prove) if fusable else Fusion()
-        self._earlier = earlier
+        _require_one_thread(earlier)
+        if not earlier:
+            self.fusion = find_fusion(self.model, self.decoder, self._prove)
+        if earlier or not self._want_fused:
+            self.fusion = Fusion()
+        self._earlier, self._thread = earlier, threading.get_ident()
         for other in earlier:
-            other._yielded += 1
+            assert other._level is not None  # attached
+            other._level.yielded += 1
         _attached.setdefault(self.decoder.stack, []).append(self)
         try:
-            self._patches = self._patch(self.fusion)
+            self._level = free_level(self.decoder.stack)
+            self._level.gram = self._gram()
+            self._patches = self._patch(self._level, self.fusion)
         except BaseException:
             self.detach()
             raise
 
     def detach(self) -> None:
-        """Restore every patched module."""
+        """Restore every patched module.
+
+        Raises:
+            RuntimeError: the model is restored, and another thread is still generating with it.
+        """
         patches, self._patches = self._patches, None
+        level, self._level = self._level, None
+        if level is not None:
+            level.active = False
         if patches is not None:
             patches.undo()
         here = _attached.get(self.decoder.stack, [])
         if self in here:
             here.remove(self)
             for other in self._earlier:
-                other._yielded -= 1
+                if other._level is not None:
+                    other._level.yielded -= 1
         if not here:
             _attached.pop(self.decoder.stack, None)
         self._earlier = []
+        if level is not None and level.asking - {threading.get_ident()} and sys.exc_info()[0] is None:
+            raise RuntimeError(
+                "the steering was left while another thread still generates with the model, unsteered from here "
+                "on; join the thread inside the `with` block"
+            )
 
     def _check(self) -> None:
         """What would fail in the middle of a forward pass, told before anything is patched."""
@@ -133,88 +145,95 @@ class Injection:
             checks.directions(v, x)
             checks.table(self.table, self.table.rows, None, x)
             checks.scale(self.scales[layer])
-        dtype = next(
-            (p.dtype for p in self.decoder.stack.parameters() if p.is_floating_point()), torch.float32
-        )
-        if dtype == torch.float64:
-            raise TypeError("the model computes in float64, which the kernels do not; use model.float()")
 
-    def _patch(self, fusion: Fusion) -> Patches:
+    def _gram(self) -> Tensor | None:
+        """`[L, K, K]`, for the formula's tables of several slots; kept beside the bank's own tensors."""
+        if not 1 < self.table.slots <= formula.MAX_SLOTS:
+            return None
+        parts = []
+        for layer, raw in self._banked.items():
+            if raw not in _grams or _grams[raw].device != self.table.device:
+                v = self.directions[layer]
+                with torch.inference_mode(False):
+                    _grams[raw] = v @ v.T
+            parts.append(_grams[raw])
+        with torch.inference_mode(False):
+            return fixed(torch.stack(parts))
+
+    def _patch(self, level: Level, fusion: Fusion) -> Patches:
         patches = Patches()
+        blocks, stack = self.decoder.blocks, self.decoder.stack
+        level.table, level.whole = self.table, self.whole
+        level.choose(self.positions, self.whole.rows, self.table.device)
+        level.yielded = 0
         try:
-            remember_mask(patches, self.model, self.decoder, self._now)
-            patches.replace(self.decoder.stack, "forward", partial(self._stack_forward, patches=patches))
-            for layer in self.directions:
-                fused = layer in fusion.readers
-                patches.replace(
-                    self.decoder.blocks[layer],
-                    "forward",
-                    partial(self._block_forward, patches=patches, layer=layer, fused=fused),
-                )
-                if fused:
-                    norm = fusion.readers[layer]
-                    patches.replace(
-                        norm.module,
-                        "forward",
-                        partial(self._reader_forward, patches=patches, layer=layer, norm=norm),
-                    )
-            idle = [norm for layer, norm in fusion.readers.items() if layer not in self.directions]
-            for norm in (*fusion.others, *idle):
-                patches.replace(
-                    norm.module, "forward", partial(self._norm_forward, patches=patches, norm=norm)
-                )
-            if hasattr(self.entry, "generate"):
-                patches.replace(self.entry, "generate", partial(self._generate, patches=patches))
+            for module in _around(self.model, self.decoder):
+                if MASK in inspect.signature(module.forward).parameters:
+                    self._replace(patches, module, level.forward(("mask", id(module)), MaskForward))
+            steered = [blocks[layer] for layer in self.directions]
+            readers = [fusion.readers[layer].module for layer in self.directions if layer in fusion.readers]
+            forward = level.forward("stack", StackForward)
+            forward.positions, forward.watched = self.positions, tuple(dict.fromkeys([*steered, *readers]))
+            self._replace(patches, stack, forward)
+            reading = {}
+            for at, (layer, v) in enumerate(self.directions.items()):
+                block = level.forward(("block", layer), BlockForward)
+                between = fusion.between.get(layer, ()) if layer in fusion.readers else None
+                hooks = None if between is None else watchers(blocks[layer], *between)
+                with torch.inference_mode(False):
+                    place = torch.tensor([at], device=v.device)
+                block.steers(layer, place, v, self.scales[layer], hooks)
+                self._replace(patches, blocks[layer], block)
+                if between is not None:
+                    reading[layer] = block
+            norms = [(norm, reading.get(layer)) for layer, norm in fusion.readers.items()]
+            for norm, block in [*norms, *((norm, None) for norm in fusion.others)]:
+                forward = level.forward(("norm", id(norm.module)), NormForward)
+                forward.stands_for(norm, block)
+                self._replace(patches, norm.module, forward)
+            self._patch_calls(patches, level)
+            level.active = True
         except BaseException:
             patches.undo()
             raise
         return patches
 
+    def _patch_calls(self, patches: Patches, level: Level) -> None:
+        for owner in dict.fromkeys((self.entry, self.model)):
+            if owner is None or getattr(owner, "_orig_mod", None) is self.model:
+                continue  # a compiled model asks the one inside for everything but its forward
+            if hasattr(owner, "generate"):
+                call = level.forward(("generate", id(owner)), GenerateCall)
+                call.steers(self.model if owner is self.model else owner, self.positions, self.table.device)
+                patches.replace(owner, "generate", _standing(call))
+            for name in PACKED:
+                if hasattr(owner, name):
+                    packed = level.forward((name, id(owner)), PackedCall)
+                    packed.positions = self.positions
+                    patches.replace(owner, name, _standing(packed))
+
+    @staticmethod
+    def _replace(patches: Patches, module: nn.Module, forward: Any) -> None:
+        patches.replace(module, "forward", _standing(forward))
+
     def _prove(self, fusion: Fusion) -> None:
-        """Withdraw from a candidate fusion what does not give what steering at block outputs gives."""
+        prove(self.model, self.decoder, fusion, self.table.device, self._steered)
 
-        def outcome(candidate: Fusion | None) -> Tensor:
-            if candidate is None:
-                return _final(run_probe(self.model))
-            patches = trial._patch(candidate)
-            try:
-                return _final(run_probe(self.model))
-            finally:
-                patches.undo()
-
-        trial = self._trial(range(self.decoder.depth))
-        unsteered, plain = outcome(None), outcome(Fusion())
-        if agree(outcome(fusion), plain, unsteered):
-            return
-        fusion.others = []
-        for layer in list(fusion.readers):
-            trial = self._trial([layer])
-            one = Fusion({layer: fusion.readers[layer]})
-            if not agree(outcome(one), outcome(Fusion()), unsteered):
-                fusion.without(layer, "steering inside the norm that reads it gave another result on a probe")
-        fusion.others = []
-
-    def _trial(self, layers: Any) -> Injection:
-        """An injection that pushes hard in a random direction at every layer, to compare two ways by."""
-        dim, device = self.decoder.dim, self.table.device
-        generator = torch.Generator().manual_seed(0)
-        v = torch.randn(1, dim, generator=generator)
-        v /= torch.linalg.vector_norm(v)
-        table = SteerTable.empty(1, device=device)
-        table.direction[0, 0] = 0
-        table.strength[0, 0] = 0.5
-        table.preserve_norm[0] = 1
-        table.relative[0] = 1
-        layers = list(layers)
-        return Injection(
-            None,
-            self.model,
-            self.decoder,
-            dict.fromkeys(layers, v.to(device)),
-            dict.fromkeys(layers, 1.0),
-            table,
-            Positions("all", 1),
-        )
+    @contextmanager
+    def _steered(
+        self, layers: Iterable[int], fusion: Fusion, directions: dict[int, Tensor], table: SteerTable
+    ) -> Iterator[None]:
+        """The model patched to push at some layers, to compare two ways of doing so."""
+        units = dict.fromkeys(layers, 1.0)
+        trial = Injection(None, self.model, self.decoder, directions, units, table, Positions("all", 1))
+        level = free_level(self.decoder.stack)
+        level.proving = True
+        patches = trial._patch(level, fusion)
+        try:
+            yield
+        finally:
+            level.active = level.proving = False
+            patches.undo()
 
     def report(self) -> str:
         """One line a steered block."""
@@ -237,156 +256,64 @@ class Injection:
         lines.append(
             f"{others} other RMS norms computed by the kernel" if others else "other norms as they are"
         )
+        if self.table.slots > formula.MAX_SLOTS:
+            lines.append(
+                f"compiled: by an operator of its own, since {self.table.slots} slots a row are more than the "
+                f"{formula.MAX_SLOTS} that the compiler is given as a formula"
+            )
         return "\n".join(lines)
 
     @contextmanager
     def batch(self, rows: Tensor | None, prompt: Prompt | None) -> Iterator[None]:
         """What this thread's passes are about; see `Steering.batch`."""
-        now = self._local
-        before = now.assigned, now.prompt, now.started
-        now.assigned, now.prompt, now.started = rows, prompt, None
-        try:
+        level = self._level
+        if level is None:
+            raise RuntimeError("batch() speaks of the passes of a steered model; enter the steering first")
+        with level.now.texts(self.table.device).saying(prompt, rows):
             yield
-        finally:
-            now.assigned, now.prompt, now.started = before
-
-    # ---- the patches ------------------------------------------------------------------------------
-
-    def _now(self) -> _Pass:
-        return self._traced if torch.compiler.is_compiling() else self._local
-
-    def _generate(self, original: Callable, patches: Patches) -> Callable:
-        config = getattr(self.model, "generation_config", None)
-
-        def generate(*args: Any, **kwargs: Any) -> Any:
-            now = self._local
-            if not patches.active or now.prompt is not None:
-                return original(*args, **kwargs)
-            asked = kwargs.get("generation_config") or config
-            now.prompt = prompt_of(
-                args,
-                kwargs,
-                kwargs.get("pad_token_id", getattr(asked, "pad_token_id", None)),
-                kwargs.get("eos_token_id", getattr(asked, "eos_token_id", None)),
-            )
-            if now.prompt is not None:
-                now.prompt = now.prompt.after(virtual_tokens(self.model))
-            try:
-                return original(*args, **kwargs)
-            finally:
-                now.prompt = now.started = None
-
-        return generate
-
-    def _stack_forward(self, original: Callable, patches: Patches) -> Callable:
-        token_rows = TokenRows(original, self.positions)
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            if not patches.active:
-                return original(*args, **kwargs)
-            now = self._now()
-            now.token_row, now.started = token_rows(
-                args, kwargs, self._local_prompt(), now.started, now.mask, now.assigned
-            )
-            differentiable = torch.is_grad_enabled() or torch.compiler.is_compiling()
-            now.mode = DIFFERENTIABLE if differentiable else IN_PLACE
-            try:
-                return original(*args, **kwargs)
-            finally:
-                now.mode, now.token_row = OFF, None
-
-        return forward
-
-    def _local_prompt(self) -> Prompt | None:
-        return None if torch.compiler.is_compiling() else self._local.prompt
-
-    def _block_forward(self, original: Callable, patches: Patches, layer: int, fused: bool) -> Callable:
-        directions, scale = self.directions[layer], self.scales[layer]
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            output = original(*args, **kwargs)
-            now = self._now()
-            if now.mode == OFF or not patches.active:
-                return output
-            if now.mode == IN_PLACE and fused and not self._yielded:
-                return output
-            hidden = first_tensor(output)
-            if hidden is None:
-                raise RuntimeError(
-                    f"block {layer} returned {type(output).__name__}, which holds no hidden state"
-                )
-            v = directions if directions.device == hidden.device else directions.to(hidden.device)
-            table = self.table if self.table.device == hidden.device else self.table.to(hidden.device)
-            row = now.token_row
-            if row is not None and row.device != hidden.device:
-                row = row.to(hidden.device)
-            if now.mode == IN_PLACE and _plain_rows(hidden):
-                ops.steer_(hidden, v, table, row, scale=scale)
-                return output
-            steered = ops.steer(hidden.contiguous(), v, table, row, scale=scale)
-            return with_first_tensor(output, steered)
-
-        return forward
-
-    def _reader_forward(self, original: Callable, patches: Patches, layer: int, norm: RmsNorm) -> Callable:
-        directions, scale, table = self.directions[layer], self.scales[layer], self.table
-        local, parameters, eps, offset = (self._local, norm.module._parameters, norm.eps, norm.weight_offset)
-
-        def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling() or local.mode != IN_PLACE or self._yielded or not patches.active:
-                return original(x, *args, **kwargs)
-            weight = parameters["weight"]
-            assert weight is not None  # a norm without one is not recognised
-            if args or kwargs or x.dtype != weight.dtype or not x.is_contiguous() or type(x) is not Tensor:
-                ops.steer_(x, directions, table, local.token_row, scale=scale)
-                return original(x, *args, **kwargs)
-            run = backends.of(x.device)
-            token_row = local.token_row
-            if token_row is None and (x.numel() // x.shape[-1]) % table.rows:
-                checks.table(table, x.numel() // x.shape[-1], None, x)
-            return run.steer_rms_norm_(x, weight, directions, table, token_row, scale, None, eps, offset)
-
-        return forward
-
-    def _norm_forward(self, original: Callable, patches: Patches, norm: RmsNorm) -> Callable:
-        local, parameters, eps, offset = (self._local, norm.module._parameters, norm.eps, norm.weight_offset)
-
-        def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling() or local.mode != IN_PLACE or self._yielded or not patches.active:
-                return original(x, *args, **kwargs)
-            weight = parameters["weight"]
-            assert weight is not None  # a norm without one is not recognised
-            if args or kwargs or x.dtype != weight.dtype or x.stride(-1) != 1 or type(x) is not Tensor:
-                return original(x, *args, **kwargs)
-            return backends.of(x.device).rms_norm(x, weight, eps, offset)
-
-        return forward
-
-
-# Injections attached to a stack, in the order of attaching.
-_attached: dict[nn.Module, list[Injection]] = {}
 
 
 @contextmanager
 def steered_at_outputs(decoder: Decoder) -> Iterator[None]:
     """Inside, every steering of these blocks happens at their outputs, where it can be looked at."""
-    attached = list(_attached.get(decoder.stack, ()))
-    for injection in attached:
-        injection._yielded += 1
+    levels = [i._level for i in _attached.get(decoder.stack, ()) if i._level is not None]
+    for level in levels:
+        level.yielded += 1
     try:
         yield
     finally:
-        for injection in attached:
-            injection._yielded -= 1
+        for level in levels:
+            level.yielded -= 1
 
 
-def _plain_rows(x: Tensor) -> bool:
-    return type(x) is Tensor and not x.requires_grad and x.stride(-1) == 1
+def _standing(replacement: Replacement) -> Callable[[Callable], Callable]:
+    """For `Patches.replace`: this replacement, whatever was there."""
+    return lambda _before: replacement
 
 
-def _final(output: Any) -> Tensor:
-    """The last hidden state or logits of a model's output."""
-    if isinstance(output, Tensor):
-        return output
-    values = output.values() if hasattr(output, "values") else output
-    return next(v for v in values if isinstance(v, Tensor) and v.ndim == 3)
+def _require_one_thread(earlier: list[Injection]) -> None:
+    mine = threading.get_ident()
+    if any(other._thread != mine for other in earlier):
+        raise RuntimeError(
+            "another thread has attached a steering to this model, and a steering acts on every thread's passes: "
+            "the two would steer each other. Attach one steering with a program a row, and let each thread say "
+            "which rows its batch takes: `with steering.batch([row]): model.generate(…)`"
+        )
+
+
+def _around(model: nn.Module, decoder: Decoder) -> Iterator[nn.Module]:
+    """The modules that contain the stack, from the model inwards, without the stack itself."""
+    path: list[str] = []
+    for part in decoder.name.split("."):
+        module = model.get_submodule(".".join(path))
+        if module is decoder.stack:
+            return
+        yield module
+        path.append(part)
+
+
+def _ready(v: Tensor, device: torch.device) -> Tensor:
+    """Float32 on the device of the table, at an address of its own that is not an inference tensor's."""
+    v = v.detach()
+    v = v.clone() if v.is_inference() else v
+    return fixed(v.to(device, torch.float32).contiguous())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
@@ -13,6 +16,59 @@ _ABSENT = object()
 
 # Replacements that were undone while somebody else's lay on top of them, and what they had replaced.
 _buried: dict[Any, Any] = {}
+
+
+def buried(replacement: Any) -> bool:
+    """Whether a replacement that was undone is still called by somebody else's."""
+    return replacement in _buried
+
+
+class Replacement:
+    """A callable that stands in for a method of an instance.
+
+    It belongs to that one instance: a deep copy of the owner, or one that was pickled, gets the method
+    that it would have without the replacement, bound to itself.
+    """
+
+    owner: Any = None
+    name: str = ""
+    before: Any = _ABSENT
+    original: Any = None
+
+    def __init__(self, function: Callable | None = None) -> None:
+        self.function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        assert self.function is not None  # set, or __call__ is another
+        return self.function(*args, **kwargs)
+
+    def installed(self, owner: Any, name: str, before: Any, original: Callable) -> None:
+        """Note what is replaced: `before` is what the instance had of its own, `original` what was called."""
+        self.owner, self.name, self.before, self.original = owner, name, before, original
+
+    def gone(self) -> None:
+        """Let go of what was replaced."""
+        self.owner, self.before, self.original = None, _ABSENT, None
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.original)  # generate asks which arguments a model takes
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if self.before is not _ABSENT:
+            return copy.deepcopy(self.before, memo)
+        if id(self.owner) not in memo:
+            return self  # the callable alone was copied, not what it belongs to
+        return MethodType(getattr(type(self.owner), self.name), memo[id(self.owner)])
+
+    def __reduce__(self) -> Any:
+        if self.before is not _ABSENT:
+            return _itself, (self.before,)
+        return getattr, (self.owner, self.name)
+
+
+def _itself(value: Any) -> Any:
+    return value
 
 
 class Patches:
@@ -34,7 +90,9 @@ class Patches:
         before = owner.__dict__.get(name, _ABSENT)
         original = getattr(owner, name)
         replacement = make(original)
-
+        if not isinstance(replacement, Replacement):
+            replacement = Replacement(replacement)
+        replacement.installed(owner, name, before, original)
         if isinstance(owner, nn.Module):
             # nn.Module.__setattr__ would look for parameters; __dict__ is where instance methods live.
             owner.__dict__[name] = replacement
@@ -50,8 +108,11 @@ class Patches:
             if owner.__dict__.get(name, _ABSENT) is not replacement:
                 _buried[replacement] = before
                 continue
-            while before in _buried:
-                before = _buried.pop(before)
+            replacement.gone()
+            while isinstance(before, Replacement) and before in _buried:
+                dug = before
+                before = _buried.pop(dug)
+                dug.gone()
             if before is _ABSENT:
                 del owner.__dict__[name]
             else:

@@ -1,56 +1,15 @@
-"""Which tokens of a batch are steered, and by which row of the table: one index vector a forward pass."""
+"""Which tokens a steering acts on, as numbers that eager and traced code read alike."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-NO_ROW = -1
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What `generate` was called with: which columns of the prompt are tokens, one row a prompt."""
-
-    mask: Tensor  # bool [B, P]
-
-    @property
-    def length(self) -> Tensor:
-        return self.mask.sum(1)
-
-    def after(self, columns: int) -> Prompt:
-        """The same prompt after so many columns of learned tokens, which count as its first ones."""
-        return Prompt(nn.functional.pad(self.mask, (columns, 0), value=True)) if columns else self
-
-
-def prompt_of(args: tuple, kwargs: dict[str, Any], pad: int | None, eos: Any) -> Prompt | None:
-    """The prompt of a `generate` call, None where it has no tokens to look at.
-
-    Without an attention mask, padding is what generate itself takes for it: the pad token, unless
-    that also ends texts.
-    """
-    ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
-    if ids is None:
-        ids = kwargs.get("inputs_embeds")
-    if not isinstance(ids, Tensor) or ids.ndim < 2:
-        return None
-    mask = kwargs.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == ids.shape[1]:
-        return Prompt(mask != 0)
-    ends = eos if isinstance(eos, (list, tuple)) else [eos]
-    if ids.ndim == 2 and pad is not None and pad not in ends and bool((ids == pad).any()):
-        return Prompt(ids != pad)
-    return Prompt(torch.ones(ids.shape[:2], dtype=torch.bool, device=ids.device))
-
-
-def virtual_tokens(model: Any) -> int:
-    """How many learned columns a PEFT model puts in front of every text (prompt and prefix tuning)."""
-    return getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", None) or 0
+# Further than any text reaches.
+ENDLESS = 2**40
 
 
 class Positions:
@@ -59,6 +18,8 @@ class Positions:
     A position counts a row's tokens from 0, leaving out padding; it is the same for a token with or
     without a KV cache, padded left or right, in one chunk or several. The prompt of a row is what
     `generate` was given; outside `generate`, the tokens of a forward pass that starts a sequence.
+    The first generated token is drawn from the prompt's last position: "generated" leaves it alone,
+    `slice(-1, None)` does not.
 
     Args:
         spec: "all"; "prompt" or "generated"; a slice of positions, negative numbers counting from
@@ -66,214 +27,96 @@ class Positions:
             positions, `[T]` or one row a program `[R, T]`, False beyond its end.
         rows: number of programs R.
 
+    Attributes:
+        numbers: `start, start counts from the prompt's end (0 or 1), stop, stop counts from there, step`.
+        mask: bool `[1 or R, T]`, or None.
+
     Raises:
         TypeError, ValueError: what came and what is understood.
     """
 
     def __init__(self, spec: Any, rows: int) -> None:
+        self.rows = rows
+        self.mask: Tensor | None = None
+        self.numbers = (0, 0, ENDLESS, 0, 1)
         if isinstance(spec, str):
             if spec not in ("all", "prompt", "generated"):
                 raise ValueError(
                     f'positions must be "all", "prompt", "generated", a slice or a bool mask, got {spec!r}'
                 )
             if spec == "prompt":
-                spec = slice(0, None)  # bounded by the prompt's length below
-                self.until_prompt_end = True
-            else:
-                self.until_prompt_end = False
-                spec = slice(None) if spec == "all" else "generated"
+                self.numbers = (0, 0, 0, 1, 1)
+            elif spec == "generated":
+                self.numbers = (0, 1, ENDLESS, 0, 1)
         elif isinstance(spec, slice):
-            self.until_prompt_end = False
-            for name in ("start", "stop", "step"):
-                value = getattr(spec, name)
-                if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                    raise TypeError(f"positions.{name} must be an integer, got {value!r}")
-            if spec.step is not None and spec.step < 1:
-                raise ValueError(f"positions.step must be at least 1, got {spec.step}")
+            self.numbers = _numbers(spec)
         else:
-            self.until_prompt_end = False
-            spec = torch.as_tensor(spec)
-            if spec.dtype != torch.bool:
-                raise TypeError(
-                    f"a positions mask must be bool, got {str(spec.dtype).removeprefix('torch.')}"
-                )
-            if spec.ndim not in (1, 2) or (spec.ndim == 2 and spec.shape[0] != rows):
-                raise ValueError(
-                    f"a positions mask must have shape [T] or [{rows}, T], one row a program, got {list(spec.shape)}"
-                )
-        self.spec = spec
-        self.rows = rows
+            self.mask = _mask(spec, rows)
 
     @property
     def everything(self) -> bool:
-        return isinstance(self.spec, slice) and self.spec == slice(None)
+        """Whether every token is acted on."""
+        return self.mask is None and self.numbers == (0, 0, ENDLESS, 0, 1)
 
     @property
     def needs_prompt(self) -> bool:
         """Whether the end of the prompt matters."""
-        if isinstance(self.spec, slice):
-            return self.until_prompt_end or (self.spec.start or 0) < 0 or (self.spec.stop or 0) < 0
-        return isinstance(self.spec, str)
+        return bool(self.numbers[1] or self.numbers[3])
 
-    def chosen(self, position: Tensor, prompt_length: Tensor | None, row: Tensor) -> Tensor:
-        """Bool `[B, T]`: which of the positions `[B, T]` are acted on, in rows that have programs `row` `[B]`."""
-        spec: Any = self.spec
-        end: Any = None if prompt_length is None else prompt_length[:, None]  # there if `needs_prompt`
-        if isinstance(spec, str):
-            return position >= end
-        if isinstance(spec, Tensor):
-            mask = spec.to(position.device)
-            inside = (position >= 0) & (position < mask.shape[-1])
-            at = position.clamp(0, mask.shape[-1] - 1)
-            if mask.ndim == 1:
-                return inside & mask[at]
-            return inside & mask[row.long()[:, None], at]
-        start = spec.start or 0
-        first = start if start >= 0 else (end + start).clamp(min=0)
-        keep = position >= first
-        if spec.stop is not None:
-            keep &= position < (spec.stop if spec.stop >= 0 else end + spec.stop)
-        if self.until_prompt_end:
-            keep &= position < end
-        if spec.step not in (None, 1):
-            keep &= (position - first) % spec.step == 0
-        return keep
+    @property
+    def after_prompt(self) -> bool | None:
+        """Whether what comes after a prompt is acted on: all of it, none, or (None) it depends."""
+        start, from_end, stop, to_end, step = self.numbers
+        if self.mask is not None:
+            return None
+        if to_end and stop <= 0:
+            return False
+        return True if from_end and start <= 0 and stop == ENDLESS and step == 1 else None
 
 
-def batch_rows(batch: int, rows: int, device: torch.device) -> Tensor:
-    """int32 `[B]`: the program of each row of a batch that beams or several returned sequences may have grown."""
-    if batch % rows:
-        raise ValueError(
-            f"the batch has {batch} rows, which do not divide evenly over the {rows} programs; "
-            f"give one program, or one for each row"
-        )
-    return torch.arange(batch, dtype=torch.int32, device=device) // (batch // rows)
-
-
-class TokenRows:
-    """Computes `token_row` from what a decoder's `forward` is called with.
+def chosen(position: Tensor, ends: Any, numbers: Sequence[Any]) -> Tensor:
+    """Bool `[B, T]`: which of the positions `[B, T]` lie where `Positions.numbers` say.
 
     Args:
-        forward: the decoder's forward, whose parameter names tell positional arguments.
-        positions: which tokens are acted on.
+        position: of each token in its text.
+        ends: `[B, 1]`, the lengths of the prompts; 0 where they do not matter.
+        numbers: integers, or int64 scalars.
     """
-
-    def __init__(self, forward: Callable, positions: Positions) -> None:
-        self.names = [
-            name
-            for name, parameter in inspect.signature(forward).parameters.items()
-            if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
-        ]
-        self.positions = positions
-
-    def call(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of a call by name."""
-        return {**dict(zip(self.names, args)), **kwargs}
-
-    def __call__(
-        self,
-        args: tuple,
-        kwargs: dict[str, Any],
-        prompt: Prompt | None,
-        started: Tensor | None,
-        outer_mask: Tensor | None = None,
-        assigned: Tensor | None = None,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """`(token_row, prompt length)` of a call.
-
-        Args:
-            args, kwargs: of the decoder's forward.
-            prompt: of the `generate` call that this is part of.
-            started: prompt length `[B]` of the sequences in the cache, from an earlier call.
-            outer_mask: 2-D attention mask of the module around the decoder, for a decoder that is given none.
-            assigned: int32 `[B]`, the program of each row, where the caller says so.
-
-        Returns:
-            int32 `[B, T]`, −1 where nothing is done, or None where every token is acted on and rows
-            are spread evenly; and the prompt length for the calls that follow.
-        """
-        call = self.call(args, kwargs)
-        tokens = _tokens(call)
-        batch, length = tokens.shape[:2]
-        device, rows = tokens.device, self.positions.rows
-        mask = call.get("attention_mask")
-        own = isinstance(mask, Tensor) and mask.ndim == 2
-        if not own and outer_mask is not None and len(outer_mask) == batch and outer_mask.shape[1] >= length:
-            mask = outer_mask
-        row = batch_rows(batch, rows, device) if assigned is None else assigned.to(device)
-        if len(row) != batch:
-            raise ValueError(f"the batch has {batch} rows, {len(row)} were said to come")
-        if self.positions.everything and (length == 1 or (mask is None and prompt is None)):
-            if assigned is None:
-                return None, started
-            return row[:, None].expand(batch, length).to(torch.int32).contiguous(), started
-        past = cached_columns(call)
-        column, valid = _columns(batch, length, past, mask, call.get("position_ids"), prompt, device)
-        ends = None
-        if self.positions.needs_prompt:
-            if prompt is not None:
-                ends = prompt.length.repeat_interleave(batch // len(prompt.mask), output_size=batch)
-            elif started is not None and isinstance(past, int) and past > 0:
-                ends = started.repeat_interleave(batch // len(started), output_size=batch)
-            else:
-                ends = (column.masked_fill(~valid, -1).amax(1) + 1).to(device)
-            ends = ends.to(device)
-        keep = valid & self.positions.chosen(column, ends, row)
-        return torch.where(keep, row[:, None], NO_ROW).to(torch.int32).contiguous(), ends
+    start, from_end, stop, to_end, step = numbers
+    first = start + from_end * ends
+    first = first.clamp(min=0) if isinstance(first, Tensor) else max(first, 0)
+    keep = (position >= first) & (position < stop + to_end * ends)
+    return keep & ((position - first) % step == 0)
 
 
-def _tokens(call: dict[str, Any]) -> Tensor:
-    """Ids `[B, T]`, or what else a stack is given `[B, T, D]`, whatever that is called."""
-    for name in ("input_ids", "inputs_embeds"):
-        if call.get(name) is not None:
-            return call[name]
-    given = next((v for v in call.values() if isinstance(v, Tensor) and v.ndim == 3), None)
-    if given is None:
-        raise TypeError(
-            f"the stack of blocks was called without token ids or embeddings, with {', '.join(call)}"
+def masked(position: Tensor, row: Tensor, mask: Tensor) -> Tensor:
+    """Bool `[B, T]`: which of the positions `[B, T]` a mask `[1 or R, T]` takes, in texts of programs `row` `[B]`."""
+    inside = (position >= 0) & (position < mask.shape[1])
+    at = position.clamp(0, mask.shape[1] - 1).long()
+    of = row.clamp(0, mask.shape[0] - 1).long()[:, None]
+    return inside & mask[of, at]
+
+
+def _numbers(spec: slice) -> tuple[int, int, int, int, int]:
+    for name in ("start", "stop", "step"):
+        value = getattr(spec, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise TypeError(f"positions.{name} must be an integer, got {value!r}")
+    step = 1 if spec.step is None else spec.step
+    if step < 1:
+        raise ValueError(f"positions.step must be at least 1, got {step}")
+    start = spec.start or 0
+    stop = ENDLESS if spec.stop is None else min(spec.stop, ENDLESS)
+    return start, int(start < 0), stop, int(stop < 0), step
+
+
+def _mask(spec: Any, rows: int) -> Tensor:
+    mask = torch.as_tensor(spec)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"a positions mask must be bool, got {str(mask.dtype).removeprefix('torch.')}")
+    if mask.ndim not in (1, 2) or (mask.ndim == 2 and mask.shape[0] != rows):
+        raise ValueError(
+            f"a positions mask must have shape [T] or [{rows}, T], one row a program, got {list(mask.shape)}"
         )
-    return given
-
-
-def cached_columns(call: dict[str, Any]) -> int | Tensor:
-    """How many columns the cache already holds."""
-    at = call.get("cache_position")
-    if isinstance(at, Tensor):
-        return at[0]
-    cache: Any = call.get("past_key_values")
-    if hasattr(cache, "get_seq_length"):
-        return cache.get_seq_length()
-    if isinstance(cache, (tuple, list)) and cache and isinstance(cache[0][0], Tensor):
-        return cache[0][0].shape[-2]
-    return 0
-
-
-def _columns(
-    batch: int,
-    length: int,
-    past: int | Tensor,
-    mask: Any,
-    position_ids: Tensor | None,
-    prompt: Prompt | None,
-    device: torch.device,
-) -> tuple[Tensor, Tensor]:
-    """`(position, valid)`, both `[B, T]`, of the tokens of a call; padding is not valid."""
-    column = torch.arange(length, device=device) + past
-    if isinstance(mask, Tensor) and mask.ndim == 2:
-        token = mask.to(device) != 0
-        if token.shape[1] == length:  # the mask of these tokens alone, or of a whole text
-            whole = isinstance(past, int) and past == 0
-            counted = token.cumsum(1) - 1
-            return (counted if whole else counted + past), token
-        return (token.cumsum(1) - 1).index_select(1, column), token.index_select(1, column)
-    if prompt is not None:
-        known = prompt.mask.to(device).repeat_interleave(batch // len(prompt.mask), 0)
-        ended = known.shape[1]
-        at = column.clamp(max=ended - 1)
-        counted = known.cumsum(1).index_select(1, at) - 1 + (column - at)
-        return counted, known.index_select(1, at) | (column >= ended)
-    if isinstance(position_ids, Tensor) and position_ids.ndim == 2:
-        position = position_ids.to(device).expand(batch, length)
-    else:
-        position = column.expand(batch, length)
-    return position, torch.ones(batch, length, dtype=torch.bool, device=device)
+    mask = mask.detach().clone()
+    return mask[None] if mask.ndim == 1 else mask

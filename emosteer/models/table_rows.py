@@ -12,6 +12,9 @@ import torch
 from emosteer.ops import SteerTable
 from emosteer.programs import Program
 
+# Rows that there is always room for: compiled code reads them all, and does not care how many are in use.
+ROOM = 64
+
 
 class TableRows:
     """A steering table and the programs in its rows.
@@ -26,6 +29,10 @@ class TableRows:
         device: of the table.
         preserve_norm: for programs that do not say.
         relative: whether strengths and bounds are fractions of each token's own norm.
+
+    Attributes:
+        table: of `rows` rows.
+        whole: the same with idle rows after it, up to a power of two.
     """
 
     def __init__(
@@ -43,8 +50,13 @@ class TableRows:
         self._relative = relative
         self._packed: dict[Program, bytes] = {}
         self._programs = [Program()] * rows
-        self._host = SteerTable.empty(rows, slots)
-        self.table = self._host if device.type == "cpu" else SteerTable.empty(rows, slots, device=device)
+        room = max(ROOM, 1 << (rows - 1).bit_length())
+        with torch.inference_mode(False):
+            host = SteerTable.empty(room, slots)
+            self.whole = host if device.type == "cpu" else SteerTable.empty(room, slots, device=device)
+        self._host, self.table = host.first(rows), self.whole.first(rows)
+        if device.type == "cpu":
+            self._host = self.table
         self._columns = [column.numpy() for column in self._host.columns()]
         self._words = [c.view(np.int32) if c.dtype != np.uint8 else c for c in self._columns]
 

@@ -14,7 +14,10 @@ from emosteer.bank import Bank
 from emosteer.models.blocks import find_decoder, probing, resolve_layers
 from emosteer.models.capture import layer_at_two_thirds
 from emosteer.models.patching import Patches, first_tensor, unwrap
-from emosteer.models.positions import Positions, Prompt, TokenRows, cached_columns, prompt_of
+from emosteer.models.positions import Positions
+from emosteer.models.prompts import Prompt, prompt_of
+from emosteer.models.sequences import Sequences
+from emosteer.models.token_rows import TokenRows, cached_columns, tokens_of
 from emosteer.zscores import ZScores
 
 from .turns import Alarm, Running, Turn
@@ -36,7 +39,8 @@ def monitor(
 
     Per row, concept and layer it keeps count, mean, maximum and last of the z-scores (`ZScores`), for
     the prompt and for what was generated; memory does not grow with the text. A model that is steered
-    is read as steered, whichever came first. The blocks of a compiled model run eagerly meanwhile.
+    is read as steered, whichever came first. The blocks of a compiled model run eagerly
+    meanwhile; one that is compiled with `fullgraph=True` says that it cannot.
 
     Args:
         model: any decoder.
@@ -158,9 +162,14 @@ class Monitor:
             if not patches.active or probing():
                 return original(*args, **kwargs)
             now = self._local
-            rows, _ = token_rows(args, kwargs, now.prompt, None)
-            now.valid = None if rows is None else rows >= 0
-            now.past = int(cached_columns(token_rows.call(args, kwargs)))
+            call = token_rows.call(args, kwargs)
+            device = tokens_of(call).device
+            if now.texts is None or now.texts.device != device:
+                now.texts = Sequences(device)
+            now.texts.prompt = now.prompt
+            rows = token_rows(call, now.texts)
+            now.valid = rows >= 0 if isinstance(rows, Tensor) else None
+            now.past = int(cached_columns(call))
             now.watching, now.fresh = True, True
             try:
                 output = original(*args, **kwargs)
@@ -188,7 +197,7 @@ class Monitor:
                     now.waiting[layer] = _hidden(output)
             return output
 
-        return forward
+        return torch.compiler.disable(forward, reason="es.monitor reads the blocks of a model as they run")
 
     # ---- reading ----------------------------------------------------------------------------------
 
@@ -259,6 +268,7 @@ class _Watching(threading.local):
     def __init__(self) -> None:
         self.watching = self.generating = self.fresh = False
         self.prompt: Prompt | None = None
+        self.texts: Sequences | None = None
         self.turn: Turn | None = None
         self.valid: Tensor | None = None
         self.past = 0

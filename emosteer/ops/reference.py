@@ -117,9 +117,9 @@ def _steer(
     p = dots.gather(1, slot)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     u = scale * torch.where(table.relative[r].bool()[:, None], norm, torch.ones_like(norm))
-    low, high = (_bound(b.double()[r], u) for b in (table.low, table.high))
+    low, high = (bounded(b.double()[r], u) for b in (table.low, table.high))
     b = table.strength.double()[r] * u + (torch.minimum(torch.maximum(p, low), high) - p)
-    stay, towards = _rotation(p, norm, table.rotate.double()[r], torch.linalg.vector_norm(v, dim=1)[slot])
+    stay, towards = rotation(p, norm, table.rotate.double()[r], torch.linalg.vector_norm(v, dim=1)[slot])
     b = torch.where(used, b + towards, torch.zeros_like(b))  # y = a·x + Σ b_j v_j
     a = 1 + torch.where(used, stay, torch.zeros_like(stay)).sum(1, keepdim=True)
     changed = (b != 0).any(1, keepdim=True) | (a != 1)
@@ -145,19 +145,19 @@ def _require_inside(name: str, index: Tensor, below: int, what: str) -> None:
         )
 
 
-def _bound(bound: Tensor, u: Tensor) -> Tensor:
+def bounded(bound: Tensor, u: Tensor) -> Tensor:
     """`bound·u` with an infinite bound staying infinite where `u` is 0."""
     endless = bound.isinf()
     return torch.where(endless, bound, torch.where(endless, 0.0, bound) * u)  # and no NaN in its gradient
 
 
-def _rotation(p: Tensor, norm: Tensor, angle: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+def rotation(p: Tensor, norm: Tensor, angle: Tensor, length: Tensor | float) -> tuple[Tensor, Tensor]:
     """`R x − x = stay·x + towards·v`: `x` turned by `angle` towards `v`, stopping at `±v`.
 
     The length of `v`, 1 up to float32 rounding, tells only for rows that are nearly parallel to it.
     """
     p = p / length
-    orthogonal = _root(norm.square() - p.square())
+    orthogonal = root(norm.square() - p.square())
     plane = (angle != 0) & (orthogonal > norm * 1e-6)
     safe = torch.where(plane, orthogonal, torch.ones_like(orthogonal))
     before = torch.atan2(safe, p)
@@ -169,7 +169,7 @@ def _rotation(p: Tensor, norm: Tensor, angle: Tensor, length: Tensor) -> tuple[T
     )
 
 
-def _root(square: Tensor) -> Tensor:
+def root(square: Tensor) -> Tensor:
     """The square root, 0 below 0, with a gradient of 0 instead of infinity there."""
     positive = square > 0
     return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)
@@ -196,7 +196,7 @@ def _keep_orthogonal(
     outside = x - _combine(share, slot, v)
     length = torch.linalg.vector_norm(inside, dim=-1, keepdim=True)
     rest = torch.linalg.vector_norm(outside, dim=-1, keepdim=True)
-    room = _root(norm.square() - length.square())
+    room = root(norm.square() - length.square())
     something = rest > norm * 1e-6
     g = torch.where(something, room / torch.where(something, rest, 1.0), 0.0)
     shrink = torch.where(length > norm, norm / torch.where(length > norm, length, 1.0), torch.ones_like(norm))

@@ -160,6 +160,10 @@ class SteerTable:
             mine.copy_(theirs)
         return self
 
+    def first(self, rows: int) -> SteerTable:
+        """A table of its first rows, in the same memory."""
+        return SteerTable(*(column[:rows] for column in self.columns()))
+
     def to(self, device: torch.device | str) -> SteerTable:
         """A copy on another device (the same table where it already lies there)."""
         if torch.device(device) == self.device:

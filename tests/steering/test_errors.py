@@ -157,12 +157,6 @@ def test_set(model, bank):
     assert steering.programs == (es.add("calm", 0.1), es.add("angry", 0.1))
 
 
-def test_a_model_in_double_precision(model, bank):
-    with pytest.raises(TypeError, match=r"float64.*model\.float\(\)"):
-        steered(model.double(), bank, "calm", 0.1)
-    model.float()
-
-
 def test_something_that_is_no_model(bank):
     with pytest.raises((TypeError, ValueError), match="Linear"):
         steered(torch.nn.Linear(4, 4), bank, "calm", 0.1)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import emosteer as es
+from emosteer.models.forwards import BlockForward
 
 from .conftest import random_bank
 
@@ -63,12 +64,20 @@ def test_restores_after_an_exception_in_the_forward_pass(model, bank):
 
 def test_an_error_while_attaching_leaves_no_patch(model, bank, monkeypatch):
     before = leftovers(model)
-    steering = es.steer(model, bank, "calm", 0.3)
-    monkeypatch.setattr(
-        type(steering._injection), "_block_forward", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("no"))
-    )
+    with es.steer(model, bank, "calm", 0.3):
+        pass  # the probe has been passed
+    patched = []
+
+    def fails_at_the_third(block, *_args):
+        patched.append(block)
+        if len(patched) == 3:
+            raise RuntimeError("no")
+
+    monkeypatch.setattr(BlockForward, "steers", fails_at_the_third)
+    steering = es.steer(model, bank, "calm", 0.3, layers="all")
     with pytest.raises(RuntimeError, match="no"):
         steering.attach()
+    assert len(patched) == 3
     assert leftovers(model) == before
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from emosteer import ops
 from emosteer.bank import Bank
-from emosteer.models.positions import Positions
+from emosteer.models.positions import Positions, chosen, masked
 from emosteer.models.table_rows import TableRows
 
 from ..identity import positions_of
@@ -112,8 +112,12 @@ class Stream:
         token_row = None
         if self._positions is not None and bool((row != NO_ROW).any()):
             row, prompt = row.to(self.device), prompt.to(self.device)
-            chosen = self._positions.chosen(position[:, None].long(), prompt, row.clamp(min=0))[:, 0]
-            token_row = torch.where(chosen, row, NO_ROW).to(torch.int32)
+            numbers, mask = self._positions.numbers, self._positions.mask
+            at = position[:, None].long()
+            acted = chosen(at, prompt[:, None], numbers)[:, 0]
+            if mask is not None:
+                acted &= masked(at, row, mask.to(self.device))[:, 0]
+            token_row = torch.where(acted, row, NO_ROW).to(torch.int32)
         first = position[ends[:-1]].tolist()
         self._now = _Pass(list(zip(ends, ends[1:], first, notes)), token_row)
 
