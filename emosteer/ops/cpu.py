@@ -375,7 +375,7 @@ def add_lower_triangle_(scatter: Tensor, rows: Tensor, start: int = 0, stop: int
 def _table_handle(table: SteerTable) -> _cpu.Table:
     for problem in table.misshapen():
         raise problem
-    handle = _cpu.Table(table.rows, table.slots, *(column.data_ptr() for column in table.columns()))
+    handle = _cpu.Table(table.rows, table.slots, *(column.data_ptr() for column in table.columns()), *table.strides)
     object.__setattr__(table, "_handle", handle)
     return handle
 

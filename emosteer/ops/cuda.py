@@ -42,12 +42,21 @@ def unavailable() -> str | None:
     if (found := torch.cuda.get_device_capability()) < _OLDEST:
         return f"the GPU has compute capability {found[0]}.{found[1]}, the kernels need 8.0 or later"
     try:
-        _cuda = import_module("emosteer._cuda")
+        module = import_module("emosteer._cuda")
     except ImportError as error:
         return (
             f"the compiled module emosteer._cuda is missing or does not load ({error}). Where nvcc is found, "
             f"EMOSTEER_CUDA=1 pip install --force-reinstall --no-deps --no-binary emosteer emosteer builds it"
         )
+    try:
+        module.launch_nothing(torch.cuda.current_device())
+    except RuntimeError as error:
+        return (
+            f"emosteer._cuda loads but cannot launch an empty kernel ({error}); built for another driver or GPU, "
+            f"it is built anew by EMOSTEER_CUDA=1 pip install --force-reinstall --no-deps --no-binary emosteer "
+            f"emosteer with a toolkit that is no newer than the driver"
+        )
+    _cuda = module
     return None
 
 
@@ -244,7 +253,8 @@ def _columns(table: SteerTable, x: Tensor):
         return known[1]
     for problem in table.misshapen():
         raise problem
-    handle = module.Table(table.rows, table.slots, *(column.data_ptr() for column in table.columns()))
+    addresses = (column.data_ptr() for column in table.columns())
+    handle = module.Table(table.rows, table.slots, *addresses, *table.strides)
     _handles[table] = module, handle
     return handle
 

@@ -10,7 +10,7 @@ and published bandwidths (`emosteer bench static`); `emosteer bench gpu` measure
   a launch of Triton's; beyond that, and beyond 8192 columns or 32 slots, triton.
 - project: cuda up to 4096 pairs of a row and a direction, each of which reads the direction; beyond
   that triton, whose tiles share what they read.
-- project_extremes: triton, where the scores are never written.
+- project_extremes: triton, where the scores are never written; without it cuda's scores, folded by torch.
 - moments: triton; the second moment by its triangular kernel from D = 4096 (half the products, on
   tensor cores) and by cuBLAS in blocks below.
 - without Triton: cuda for whatever it takes, plain torch (cuBLAS) for the rest.
@@ -24,6 +24,7 @@ from types import ModuleType
 from torch import Tensor
 
 from . import backends, cuda
+from .extremes import fold_
 from .moments import Moments
 from .table import SteerTable
 
@@ -43,10 +44,10 @@ def choose(op: str, rows: int, dim: int, *, slots: int = 1, directions: int = 1)
         directions: of the bank (projections).
     """
     has = {name: backends.unavailable(name) is None for name in ("cuda", "triton")}
-    compiled = has["cuda"] and op not in ("moments", "project_extremes")
+    compiled = has["cuda"] and op != "moments" and not (op == "project_extremes" and has["triton"])
     if compiled and cuda.limit(rows, dim, slots=slots, directions=directions) is None:
         small = rows * dim <= LAUNCH_BOUND_ELEMENTS
-        if op == "project":
+        if op == "project":  # and extremes, which come here without Triton only
             small = rows * directions <= LAUNCH_BOUND_PAIRS
         if small or not has["triton"]:
             return "cuda"
@@ -86,8 +87,9 @@ def project(x: Tensor, directions: Tensor, center: Tensor | None, cosine: bool) 
 
 
 def project_extremes_(maximum: Tensor, total: Tensor, x: Tensor, directions: Tensor, *rest) -> None:
-    run = _for("project_extremes", x, directions=directions.shape[0])
-    run.project_extremes_(maximum, total, x, directions, *rest)
+    fold_(
+        _for("project_extremes", x, directions=directions.shape[0]), maximum, total, x, directions, *rest
+    )
 
 
 def moments_update_(moments: Moments, x: Tensor, token_group: Tensor | None, weight: Tensor | None) -> None:

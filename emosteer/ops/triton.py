@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from functools import lru_cache
+from importlib import import_module
 from importlib.util import find_spec
 
 import torch
@@ -25,12 +26,15 @@ _CHUNK_ROWS = 8192
 
 
 def unavailable() -> str | None:
-    """Why this backend cannot run here, None if it can."""
+    """Why this backend cannot run here, None if it can: on a GPU one empty launch decides."""
     if find_spec("triton") is None:
         return "the package triton is not installed; pip install triton (it comes with torch for GPUs)"
-    if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
-        return None
-    return "there is no GPU; TRITON_INTERPRET=1, set before emosteer is used, runs it slowly on a CPU"
+    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        return "there is no GPU; TRITON_INTERPRET=1, set before emosteer is used, runs it slowly on a CPU"
+    try:
+        return import_module("emosteer.kernels.capability").lacking()
+    except Exception as error:  # whatever a package of another version or half a package raises
+        return f"the installed triton does not load ({type(error).__name__}: {error})"
 
 
 def steer_(x: Tensor, directions: Tensor, table: SteerTable, token_row: Tensor | None, scale: float) -> None:
@@ -41,14 +45,14 @@ def steer_(x: Tensor, directions: Tensor, table: SteerTable, token_row: Tensor |
         x.copy_(steered)
         return
     with _device(x):
-        launches.steer(x, rows, None, directions, _columns(table), token_row, scale).run()
+        launches.steer(x, rows, None, directions, _checked(table), token_row, scale).run()
 
 
 def steer(x: Tensor, directions: Tensor, table: SteerTable, token_row: Tensor | None, scale: float) -> Tensor:
     launches, out = _launches(), torch.empty(x.shape, dtype=x.dtype, device=x.device)
     x, rows = _readable(x)
     with _device(x):
-        launches.steer(x, rows, out, directions, _columns(table), token_row, scale).run()
+        launches.steer(x, rows, out, directions, _checked(table), token_row, scale).run()
     return out
 
 
@@ -91,7 +95,7 @@ def steer_rms_norm_(
             normed,
             _weight(weight, x),
             directions,
-            _columns(table),
+            _checked(table),
             token_row,
             scale,
             eps,
@@ -209,10 +213,10 @@ def _weight(weight: Tensor, x: Tensor) -> Tensor:
     return weight if weight.dtype in (x.dtype, torch.float32) else weight.float()
 
 
-def _columns(table: SteerTable) -> tuple[Tensor, ...]:
-    """The columns, their shapes and dtypes checked at the first use of a table."""
+def _checked(table: SteerTable) -> SteerTable:
+    """The table, its shapes, dtypes and strides checked at its first use."""
     if table._handle is None:
         for problem in table.misshapen():
             raise problem
         object.__setattr__(table, "_handle", False)
-    return table.columns()
+    return table

@@ -6,12 +6,13 @@ predicted speed, so what is proven is what runs.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import triton
 from torch import Tensor
 
+from .capability import INTERPRETED, PLATFORM, precision
 from .long_rows import rms_norm_long_kernel, steer_long_kernel
 from .moments import group_sums_kernel, scatter_kernel
 from .norm import rms_norm_kernel
@@ -38,9 +39,22 @@ SLOTS, MOST_RESIDENT_SLOTS = (1, 16, 64), 16
 MOST_DOWN = 65535
 # Of a multiprocessor, on every NVIDIA GPU since compute capability 5.0.
 REGISTERS = 65536
-INTERPRETED = triton.knobs.runtime.interpret
-# Six bfloat16 products for one of float32; the interpreter's are float32 anyway and have no such name.
-PRECISION = "ieee" if INTERPRETED else "bf16x6"
+PRECISION = precision(PLATFORM)
+
+
+class Table(Protocol):
+    """What is read of an `emosteer.ops.SteerTable`, which lives a floor above."""
+
+    rows: int
+    slots: int
+    strides: tuple[int, int]
+    direction: Tensor
+    strength: Tensor
+    low: Tensor
+    high: Tensor
+    rotate: Tensor
+    preserve_norm: Tensor
+    relative: Tensor
 
 
 class Launch(NamedTuple):
@@ -61,6 +75,12 @@ class Launch(NamedTuple):
     def run(self) -> None:
         """Start it on the current device and stream."""
         self.kernel[self.grid](**self.arguments, **self.constants, **self.options())
+
+    def constants_on(self, platform: str) -> dict[str, Any]:
+        """The constants on another platform ("cuda", "hip") than this machine's."""
+        if "PRECISION" not in self.constants:
+            return self.constants
+        return self.constants | {"PRECISION": precision(platform)}
 
     def options(self, warp_size: int = WARP_SIZE) -> dict[str, Any]:
         """What the compiler is told beside the constants; AMD's warps are twice as wide, so half as many."""
@@ -118,13 +138,13 @@ def steer(
     rows: Rows,
     out: Tensor | None,
     directions: Tensor,
-    columns: tuple[Tensor, ...],
+    table: Table,
     token_row: Tensor | None,
     scale: float,
 ) -> Launch:
     """`out` None: in place."""
-    (n, dim), steering = _size(x), _steering(x, directions, columns, token_row, scale)
-    slots = _slots(columns)
+    (n, dim), steering = _size(x), _steering(x, directions, table, token_row, scale)
+    slots = _slots(table)
     arguments = {"x": x, "out": x if out is None else out, "in_place": int(out is None)}
     arguments |= rows.named() | steering
     if _resident(steer_kernel, arguments, slots):
@@ -152,14 +172,14 @@ def steer_rms_norm(
     normed: Tensor,
     weight: Tensor,
     directions: Tensor,
-    columns: tuple[Tensor, ...],
+    table: Table,
     token_row: Tensor | None,
     scale: float,
     eps: float,
     weight_offset: float,
 ) -> Launch:
-    (n, dim), steering = _size(x), _steering(x, directions, columns, token_row, scale)
-    slots = _slots(columns)
+    (n, dim), steering = _size(x), _steering(x, directions, table, token_row, scale)
+    slots = _slots(table)
     arguments = {
         "x": x,
         "residual": x if residual is None else residual,
@@ -322,9 +342,9 @@ def _in_blocks(
     return Launch(kernel.path(arguments), grid, arguments, constants, LONG_BLOCK // FEW_REGISTERS, resident)
 
 
-def _slots(columns: tuple[Tensor, ...]) -> int:
+def _slots(table: Table) -> int:
     """The slots of the variant for a table."""
-    slots = columns[0].shape[1]
+    slots = table.slots
     for bound in SLOTS:
         if slots <= bound:
             return bound
@@ -340,27 +360,29 @@ def _spread(n: int, programs: int, token_row: Tensor | None) -> int:
 
 
 def _steering(
-    x: Tensor, directions: Tensor, columns: tuple[Tensor, ...], token_row: Tensor | None, scale: float
+    x: Tensor, directions: Tensor, table: Table, token_row: Tensor | None, scale: float
 ) -> dict[str, Any]:
-    direction, strength, low, high, rotate, preserve_norm, relative = columns
-    (n, dim), (programs, slots) = _size(x), direction.shape
+    (n, dim), programs = _size(x), table.rows
+    line, flag_line = table.strides
     return {
         "directions": directions,
-        "direction": direction,
-        "strength": strength,
-        "low": low,
-        "high": high,
-        "rotate": rotate,
-        "preserve_norm": preserve_norm,
-        "relative": relative,
-        "token_row": direction if token_row is None else token_row,
+        "direction": table.direction,
+        "strength": table.strength,
+        "low": table.low,
+        "high": table.high,
+        "rotate": table.rotate,
+        "preserve_norm": table.preserve_norm,
+        "relative": table.relative,
+        "token_row": table.direction if token_row is None else token_row,
         "scale": scale,
         "dim": dim,
         "rows": n,
         "n_directions": directions.shape[0],
         "programs": programs,
         "spread": _spread(n, programs, token_row),
-        "slots": slots,
+        "slots": table.slots,
+        "line": line,
+        "flag_line": flag_line,
     }
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from itertools import product
+from types import SimpleNamespace
 
 import torch
 
@@ -45,10 +46,10 @@ def of(dtype: torch.dtype, dim: int, n: int = 256) -> Iterator[tuple[str, Launch
     if dtype == torch.float32:
         del weights[", float32 weight"]
     for slots in SLOTS:
-        columns, tail = _table(8, slots), f"{slots} slot{'s' * (slots > 1)}"
-        yield f"steer ({tail})", launches.steer(x, rows, None, directions, columns, None, 1.0)
+        table, tail = _table(8, slots), f"{slots} slot{'s' * (slots > 1)}"
+        yield f"steer ({tail})", launches.steer(x, rows, None, directions, table, None, 1.0)
         for of_weight, weight in weights.items():
-            arguments = x, rows, None, rows, out, weight, directions, columns, None, 1.0, 1e-6, 0.0
+            arguments = x, rows, None, rows, out, weight, directions, table, None, 1.0, 1e-6, 0.0
             yield f"steer_rms_norm ({tail}{of_weight})", launches.steer_rms_norm(*arguments)
     for of_weight, weight in weights.items():
         name = f"rms_norm ({of_weight[2:]})" if of_weight else "rms_norm"
@@ -87,11 +88,11 @@ def _moments(x: torch.Tensor, rows: Rows) -> Iterator[tuple[str, Launch]]:
     yield "moments (triangle)", launches.scatter(x, rows, weight, shift, make(dim, dim))
 
 
-def _table(programs: int, slots: int) -> tuple[torch.Tensor, ...]:
+def _table(programs: int, slots: int) -> SimpleNamespace:
     make = partial(torch.empty, device="meta")
-    shape = (programs, slots)
-    return (
-        make(shape, dtype=torch.int32),
-        *(make(shape) for _ in range(4)),
-        *(make(programs, dtype=torch.uint8) for _ in range(2)),
+    slotted = {name: make(programs, slots) for name in ("strength", "low", "high", "rotate")}
+    flags = {name: make(programs, dtype=torch.uint8) for name in ("preserve_norm", "relative")}
+    direction = make(programs, slots, dtype=torch.int32)
+    return SimpleNamespace(
+        rows=programs, slots=slots, strides=(slots, 1), direction=direction, **slotted, **flags
     )

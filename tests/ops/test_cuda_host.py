@@ -82,7 +82,7 @@ def test_what_the_module_refuses(kernels):
     with pytest.raises(ValueError, match="dtype must be"):
         kernels.rms_norm(3, x, x, 1, 64, 0, 0, 1e-6, 0.0, 0, 0)
     with pytest.raises(ValueError, match="table has 33 slots"):
-        kernels.Table(1, 33, 0, 0, 0, 0, 0, 0, 0)
+        kernels.Table(1, 33, 0, 0, 0, 0, 0, 0, 0, 33, 1)
 
 
 def test_launches_are_on_the_callers_device_and_stream(kernels):
