@@ -373,9 +373,11 @@ def add_lower_triangle_(scatter: Tensor, rows: Tensor, start: int = 0, stop: int
 
 
 def _table_handle(table: SteerTable) -> _cpu.Table:
-    for problem in table.misshapen():
+    for problem in table.astray():
         raise problem
-    handle = _cpu.Table(table.rows, table.slots, *(column.data_ptr() for column in table.columns()), *table.strides)
+    handle = _cpu.Table(
+        table.rows, table.slots, *(column.data_ptr() for column in table.columns()), *table.strides
+    )
     object.__setattr__(table, "_handle", handle)
     return handle
 

@@ -15,8 +15,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from . import backends
+from . import backends, sites
 from .moments import Moments
+from .sites import Bound, Site
 from .table import SteerTable
 
 MAX_DIM = 8192
@@ -170,6 +171,43 @@ def steer_rms_norm_(
     return normed
 
 
+def bind(site: Site, dtype: torch.dtype) -> Bound:
+    """`steer_rms_norm_` of contiguous rows of a dtype, all but the rows kept in C++."""
+    (k, dim), weight, table = site.directions.shape, site.weight, site.table
+    if limit(1, dim, slots=table.slots):
+        return sites.bind(_rest(), site, dtype)
+    device = site.directions.device
+    place = device.index if device.type == "cuda" else 0
+    run = (
+        _module(site.directions)
+        .Site(
+            _CODE[dtype],
+            dim,
+            dtype.itemsize,
+            site.directions.data_ptr(),
+            k,
+            _columns(table, site.directions),
+            site.scale,
+            weight.data_ptr(),
+            _CODE[weight.dtype],
+            site.eps,
+            site.weight_offset,
+            place,
+        )
+        .run
+    )
+    empty_like = torch.empty_like
+    stream = torch._C._cuda_getCurrentRawStream if device.type == "cuda" else lambda _device: 0
+
+    def bound(x: Tensor, token_row: Tensor | None) -> Tensor:
+        normed = empty_like(x)
+        row = 0 if token_row is None else token_row.data_ptr()
+        run(x.data_ptr(), normed.data_ptr(), x.numel() // dim, row, stream(place))
+        return normed
+
+    return bound
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float, weight_offset: float) -> Tensor:
     dim = x.shape[-1]
     if limit(x.numel() // dim, dim):
@@ -251,7 +289,7 @@ def _columns(table: SteerTable, x: Tensor):
     known = _handles.get(table)
     if known is not None and known[0] is module:
         return known[1]
-    for problem in table.misshapen():
+    for problem in table.astray():
         raise problem
     addresses = (column.data_ptr() for column in table.columns())
     handle = module.Table(table.rows, table.slots, *addresses, *table.strides)

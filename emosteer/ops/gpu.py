@@ -21,11 +21,13 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
-from . import backends, cuda
+from . import backends, cuda, sites
 from .extremes import fold_
 from .moments import Moments
+from .sites import Bound, Site
 from .table import SteerTable
 
 # Elements that move in the time of one launch of Triton's: 64 MiB of reads and writes in bfloat16.
@@ -81,15 +83,28 @@ def steer_rms_norm_(
     return run.steer_rms_norm_(x, weight, directions, table, token_row, scale, residual, eps, weight_offset)
 
 
+def bind(site: Site, dtype: torch.dtype) -> Bound:
+    """The backends' own, each for the sizes that are its."""
+    dim, slots = site.directions.shape[1], site.table.slots
+    name = choose("steer_rms_norm", 1, dim, slots=slots)
+    few = sites.bind(import_module(f"emosteer.ops.{name}"), site, dtype)
+    if name != "cuda" or choose("steer_rms_norm", LAUNCH_BOUND_ELEMENTS, dim, slots=slots) == "cuda":
+        return few
+    many = sites.bind(import_module("emosteer.ops.triton"), site, dtype)
+
+    def bound(x: Tensor, token_row: Tensor | None) -> Tensor:
+        return (few if x.numel() <= LAUNCH_BOUND_ELEMENTS else many)(x, token_row)
+
+    return bound
+
+
 def project(x: Tensor, directions: Tensor, center: Tensor | None, cosine: bool) -> Tensor:
     run = _for("project", x, directions=directions.shape[0])
     return run.project(x, directions, center, cosine)
 
 
 def project_extremes_(maximum: Tensor, total: Tensor, x: Tensor, directions: Tensor, *rest) -> None:
-    fold_(
-        _for("project_extremes", x, directions=directions.shape[0]), maximum, total, x, directions, *rest
-    )
+    fold_(_for("project_extremes", x, directions=directions.shape[0]), maximum, total, x, directions, *rest)
 
 
 def moments_update_(moments: Moments, x: Tensor, token_group: Tensor | None, weight: Tensor | None) -> None:

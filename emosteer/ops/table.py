@@ -217,7 +217,7 @@ class SteerTable:
         return self
 
     def misshapen(self, exact: bool = False) -> Iterator[Exception]:
-        """What is wrong with the columns' shapes, dtypes and layout; reads no values."""
+        """What is wrong with the columns' shapes, dtypes and devices; reads no values."""
         if self.direction.ndim != 2:
             yield ValueError(f"table.direction must be [R, S], got shape {list(self.direction.shape)}")
         rows, slots = self.direction.shape
@@ -231,14 +231,19 @@ class SteerTable:
                 yield ValueError(f"table.{name} must have shape {list(want)}, got {list(column.shape)}")
             if column.device != self.device:
                 yield ValueError(f"table.{name} is on {column.device}, table.direction on {self.device}")
-            line = self.strides[0] if name in _SLOTTED else self.strides[1]
-            if rows > 1 and column.stride(0) != line:
+
+    def astray(self) -> Iterator[Exception]:
+        """What is wrong with the columns for a kernel, which knows one stride for all slots and one for the flags."""
+        yield from self.misshapen()
+        for name in _COLUMNS:
+            column, first = getattr(self, name), "direction" if name in _SLOTTED else "preserve_norm"
+            line = getattr(self, first).stride(0)
+            if self.rows > 1 and column.stride(0) != line:
                 yield ValueError(
-                    f"table.{name} has rows {column.stride(0)} entries apart and "
-                    f"table.{'direction' if name in _SLOTTED else 'preserve_norm'} {line}; "
-                    f"they must lie alike: make every column contiguous, or the table by SteerTable.empty"
+                    f"table.{name} has rows {column.stride(0)} entries apart and table.{first} {line}; they must "
+                    f"lie alike: make every column contiguous, or the table by SteerTable.empty"
                 )
-            if column.ndim == 2 and slots > 1 and column.stride(1) != 1:
+            if name in _SLOTTED and self.slots > 1 and column.stride(1) != 1:
                 yield ValueError(
                     f"table.{name} must be contiguous in its last dimension, got strides {column.stride()}"
                 )

@@ -15,12 +15,15 @@ import torch
 from torch import Tensor
 
 from .moments import Moments
+from .sites import Bound, Site
 from .table import SteerTable
 
 # From this width the kernel that takes one triangle beats a matrix product of the whole square.
 TRIANGLE_FROM = 4096
 # Side of the blocks of the second moment below.
 _SQUARE = 1024
+# Compiled launches that a site keeps, one for each number of rows.
+_MOST_KEPT = 64
 # Rows held about the shift in float32 at a time.
 _CHUNK_ROWS = 8192
 
@@ -102,6 +105,52 @@ def steer_rms_norm_(
             weight_offset,
         ).run()
     return normed
+
+
+def bind(site: Site, dtype: torch.dtype) -> Bound:
+    """`steer_rms_norm_` of contiguous rows of a dtype: compiled kernels are kept by the number of rows."""
+    weight, directions, table = site.weight, site.directions, site.table
+    rest = site.scale, None, site.eps, site.weight_offset
+    device, kept = directions.device, {}
+    empty_like = torch.empty_like
+
+    def first(x: Tensor, token_row: Tensor | None, normed: Tensor, key: tuple) -> None:
+        launches, rows = _launches(), _launches().Rows.dense(x)
+        scale, _, eps, offset = rest
+        arguments = x, rows, None, rows, normed, _weight(weight, x), directions, _checked(table), token_row
+        with _device(x):
+            launch = launches.steer_rms_norm(*arguments, scale, eps, offset)
+            if len(kept) >= _MOST_KEPT:
+                kept.clear()
+            changing = "x", "residual", "normed", *(() if token_row is None else ("token_row",))
+            kept[key] = import_module("emosteer.kernels.kept").Kept(launch, *changing)
+
+    def bound(x: Tensor, token_row: Tensor | None) -> Tensor:
+        if not capable:
+            return steer_rms_norm_(x, weight, directions, table, token_row, *rest)
+        normed = empty_like(x)
+        of_x, of_normed = x.data_ptr(), normed.data_ptr()
+        key = x.numel(), token_row is None, (of_x | of_normed) & 15
+        launch = kept.get(key)
+        if launch is None:
+            first(x, token_row, normed, key)
+        elif current_device() != device.index:
+            with _device(x):
+                launch.start(stream(device.index), of_x, of_x, of_normed, *_addresses(token_row))
+        elif token_row is None:
+            launch.start(stream(device.index), of_x, of_x, of_normed)
+        else:
+            launch.start(stream(device.index), of_x, of_x, of_normed, token_row.data_ptr())
+        return normed
+
+    capable = weight.dtype in (dtype, torch.float32) and not _launches().INTERPRETED
+    if capable:
+        current_device, stream = torch._C._cuda_getDevice, torch._C._cuda_getCurrentRawStream
+    return bound
+
+
+def _addresses(token_row: Tensor | None) -> tuple[int, ...]:
+    return () if token_row is None else (token_row.data_ptr(),)
 
 
 def project(x: Tensor, directions: Tensor, center: Tensor | None, cosine: bool) -> Tensor:
@@ -216,7 +265,7 @@ def _weight(weight: Tensor, x: Tensor) -> Tensor:
 def _checked(table: SteerTable) -> SteerTable:
     """The table, its shapes, dtypes and strides checked at its first use."""
     if table._handle is None:
-        for problem in table.misshapen():
+        for problem in table.astray():
             raise problem
         object.__setattr__(table, "_handle", False)
     return table

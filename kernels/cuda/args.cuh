@@ -68,6 +68,8 @@ struct ProjectArgs {
 // Elements of a row that one thread keeps in registers.
 constexpr int kElements = 16;
 constexpr int kWarp = 32;
+// Bytes that the caches take from memory at a time.
+constexpr int kLine = 128;
 constexpr int kMaxThreads = 512;
 constexpr int kMaxDim = kElements * kMaxThreads;
 // A warp reads the slots of a table row at once and solves them side by side.

@@ -72,9 +72,9 @@ class Launch(NamedTuple):
     resident: int
     stages: int = 1
 
-    def run(self) -> None:
-        """Start it on the current device and stream."""
-        self.kernel[self.grid](**self.arguments, **self.constants, **self.options())
+    def run(self) -> Any:
+        """Start it on the current device and stream; Triton's compiled kernel, None in the interpreter."""
+        return self.kernel[self.grid](**self.arguments, **self.constants, **self.options())
 
     def constants_on(self, platform: str) -> dict[str, Any]:
         """The constants on another platform ("cuda", "hip") than this machine's."""
