@@ -17,14 +17,15 @@ from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from time import thread_time
+from types import SimpleNamespace
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.common import PACKAGES, machine  # noqa: E402
-from emosteer import ops  # noqa: E402
-from emosteer.ops import Site, SteerTable, backends, cuda, triton  # noqa: E402
+from bench.common import PACKAGES, machine
+from emosteer import ops
+from emosteer.ops import Site, SteerTable, backends, cuda, triton
 
 RESULTS = Path(__file__).parent / "results" / "host_time.csv"
 VERSIONS = (*PACKAGES, "triton")
@@ -67,9 +68,9 @@ def cuda_without_launches():
 
 @contextmanager
 def triton_without_launches():
-    from emosteer.kernels.no_device import no_device
-    from triton.backends.nvidia.driver import CudaLauncher
+    from triton.backends.nvidia import driver as nvidia
 
+    from emosteer.kernels.no_device import no_device
     from emosteer.kernels.offline import TARGETS
 
     torch._C._cuda_getDevice = lambda: None
@@ -77,7 +78,9 @@ def triton_without_launches():
     triton.unavailable = lambda: None
     backends.unavailable.cache_clear()
     with no_device(TARGETS["sm_90"]) as stub, ops.backend("triton"):
-        stub.utils.launch, stub.launcher_cls = stub.count, CudaLauncher
+        # Triton's own launcher, down to the function that would hand the arguments to the driver.
+        stub.utils.launch, stub.launcher_cls = stub.count, nvidia.CudaLauncher
+        nvidia.PyKernelArg, nvidia.make_kernel_signature = SimpleNamespace, lambda signature: b""
         yield triton, lambda: stub.launched
 
 

@@ -74,7 +74,7 @@ def fold_(
     center: Tensor | None,
     cosine: bool,
 ) -> None:
-    """`project_extremes_` by a backend's own kernel, or by its `project` and plain torch; asks no device for a value."""
+    """`project_extremes_` by a backend's own kernel, or by its `project` and plain torch, without a wait."""
     if hasattr(run, "project_extremes_"):
         run.project_extremes_(maximum, total, x, directions, token_row, center, cosine)
         return

@@ -11,8 +11,8 @@ and published bandwidths (`emosteer bench static`); `emosteer bench gpu` measure
 - project: cuda up to 4096 pairs of a row and a direction, each of which reads the direction; beyond
   that triton, whose tiles share what they read.
 - project_extremes: triton, where the scores are never written; without it cuda's scores, folded by torch.
-- moments: triton; the second moment by its triangular kernel from D = 4096 (half the products, on
-  tensor cores) and by cuBLAS in blocks below.
+- moments: triton; the second moment by cuBLAS in blocks, and by the triangular kernel (half the products,
+  on tensor cores) where counted work makes that twice as fast: `triton.triangle_from`.
 - without Triton: cuda for whatever it takes, plain torch (cuBLAS) for the rest.
 """
 

@@ -6,6 +6,7 @@ empty, and `SteerTable.validate` reports it.
 
 from __future__ import annotations
 
+import math
 import os
 from functools import lru_cache
 from importlib import import_module
@@ -15,13 +16,21 @@ import torch
 from torch import Tensor
 
 from .moments import Moments
+from .precision import whole_float32
 from .sites import Bound, Site
 from .table import SteerTable
 
-# From this width the kernel that takes one triangle beats a matrix product of the whole square.
-TRIANGLE_FROM = 4096
-# Side of the blocks of the second moment below.
-_SQUARE = 1024
+# The kernel that takes one triangle does half the products of cuBLAS on the whole square, each as six bfloat16
+# ones on tensor cores. By counted work it wins where those are so much faster than float32 without them:
+# dense bfloat16 over float32 of the data sheets, by compute capability, for the cards where that is so.
+_BFLOAT16_OVER_FLOAT32 = {(8, 0): 16.0, (9, 0): 14.8, (10, 0): 30.0, (10, 3): 30.0}
+# Least advantage on paper: neither side has been measured, and of its rate a kernel without stages may reach a third
+# and cuBLAS nearly all.
+_LEAST_ADVANTAGE = 4.0
+# And the least width at which there are tiles enough for every multiprocessor.
+_TRIANGLE_WIDTH = 4096
+# Side of the blocks of the second moment by cuBLAS, and what they compute of the triangle: whole squares on its edge.
+_SQUARE, _BLOCKS_OF_TRIANGLE = 1024, 1.25
 # Compiled launches that a site keeps, one for each number of rows.
 _MOST_KEPT = 64
 # Rows held about the shift in float32 at a time.
@@ -157,9 +166,14 @@ def project(x: Tensor, directions: Tensor, center: Tensor | None, cosine: bool) 
     scores = torch.empty((*x.shape[:-1], directions.shape[0]), dtype=torch.float32, device=x.device)
     if not scores.numel():
         return scores
-    x, rows = _readable(x)
+    launches, (x, rows) = _launches(), _readable(x)
     with _device(x):
-        _launches().project(x, rows, directions, center, cosine, scores).run()
+        if splits := launches.splits(x, directions):
+            parts = torch.empty(splits, *scores.view(-1, scores.shape[-1]).shape, device=x.device)
+            launches.project_parts(x, rows, directions, center, parts).run()
+            launches.combine_parts(x, rows, center, cosine, parts, scores).run()
+        else:
+            launches.project(x, rows, directions, center, cosine, scores).run()
     return scores
 
 
@@ -172,16 +186,43 @@ def project_extremes_(
     center: Tensor | None,
     cosine: bool,
 ) -> None:
-    x, rows = _readable(x)
+    launches, (x, rows) = _launches(), _readable(x)
     with _device(x):
-        _launches().project_extremes(x, rows, directions, center, cosine, maximum, total, token_row).run()
+        if splits := launches.splits(x, directions):
+            parts = torch.empty(splits, x.numel() // x.shape[-1], len(directions), device=x.device)
+            launches.project_parts(x, rows, directions, center, parts).run()
+            into = maximum, total, token_row
+            launches.combine_parts(x, rows, center, cosine, parts, None, *into).run()
+        else:
+            into = maximum, total, token_row
+            launches.project_extremes(x, rows, directions, center, cosine, *into).run()
+
+
+def triangle_from(capability: tuple[int, int] | None) -> float:
+    """The width from which the second moment is taken by the triangular kernel and not by cuBLAS in blocks.
+
+    Args:
+        capability: of an NVIDIA GPU; None for another device.
+    """
+    advantage = _BLOCKS_OF_TRIANGLE * _BFLOAT16_OVER_FLOAT32.get(capability or (0, 0), 0.0) / 6
+    return _TRIANGLE_WIDTH if advantage >= _LEAST_ADVANTAGE else math.inf
+
+
+def _triangle(x: Tensor) -> bool:
+    """Whether the triangular kernel takes rows like `x`."""
+    return x.shape[-1] >= triangle_from(_capability(x.device.index) if x.is_cuda else None)
+
+
+@lru_cache
+def _capability(device: int) -> tuple[int, int] | None:
+    return None if torch.version.hip else torch.cuda.get_device_capability(device)
 
 
 def moments_update_(moments: Moments, x: Tensor, token_group: Tensor | None, weight: Tensor | None) -> None:
     """Nothing here asks the device for a value: what the first update decides is decided by masks."""
     launches = _launches()
     x, rows = _readable(x)
-    dim, n = x.shape[-1], x.numel() // x.shape[-1]
+    dim, n, triangle = x.shape[-1], x.numel() // x.shape[-1], _triangle(x)
     counted = weight if weight is not None else torch.ones(n, device=x.device)
     with _device(x):
         if token_group is not None:
@@ -202,12 +243,12 @@ def moments_update_(moments: Moments, x: Tensor, token_group: Tensor | None, wei
         moments.shift.copy_(torch.where(first, pilot[0] / all_counted, moments.shift))
         moments.started.logical_or_(all_counted > 0)
 
-        if moments.scatter is not None and dim >= TRIANGLE_FROM:
+        if moments.scatter is not None and triangle:
             dense = moments.scatter.contiguous()  # itself on a GPU; on a CPU rows may stand apart
             launches.scatter(x, rows, counted, moments.shift, dense).run()
             if dense is not moments.scatter:
                 moments.scatter.copy_(dense)
-        if moments.scatter is None or dim >= TRIANGLE_FROM:
+        if moments.scatter is None or triangle:
             launches.group_sums(x, rows, token_group, counted, moments.sum, shift=moments.shift).run()
             return
         flat = x.reshape(n, dim)
@@ -230,12 +271,13 @@ def moments_update_(moments: Moments, x: Tensor, token_group: Tensor | None, wei
 def _add_lower_blocks_(scatter: Tensor, rows: Tensor) -> None:
     """`scatter += rowsᵀ rows` on the blocks on and below the diagonal."""
     dim = rows.shape[1]
-    for start in range(0, dim, _SQUARE):
-        stop = min(start + _SQUARE, dim)
-        if start:
-            scatter[start:stop, :start].addmm_(rows[:, start:stop].T, rows[:, :start])
-        corner = rows[:, start:stop]
-        scatter[start:stop, start:stop] += (corner.T @ corner).tril_()
+    with whole_float32(rows.device.type):
+        for start in range(0, dim, _SQUARE):
+            stop = min(start + _SQUARE, dim)
+            if start:
+                scatter[start:stop, :start].addmm_(rows[:, start:stop].T, rows[:, :start])
+            corner = rows[:, start:stop]
+            scatter[start:stop, start:stop] += (corner.T @ corner).tril_()
 
 
 @lru_cache(maxsize=1)

@@ -61,14 +61,17 @@ def of(dtype: torch.dtype, dim: int, n: int = 256) -> Iterator[tuple[str, Launch
 def _projections(dtype: torch.dtype, dim: int) -> Iterator[tuple[str, Launch]]:
     make = partial(torch.empty, device="meta")
     directions, best = make(DIRECTIONS, dim), make(8, DIRECTIONS)
-    for (size, n), cosine in product((("few", 16), ("many", 4096)), (False, True)):
-        x, scores, tail = make(n, dim, dtype=dtype), make(n, DIRECTIONS), size + ", cosine" * cosine
-        rows = Rows.dense(x)
-        yield f"project ({tail})", launches.project(x, rows, directions, None, cosine, scores)
-        yield (
-            f"project_extremes ({tail})",
-            launches.project_extremes(x, rows, directions, None, cosine, best, best, None),
-        )
+    many, few, parts = make(4096, dim, dtype=dtype), make(16, dim, dtype=dtype), make(16, 16, DIRECTIONS)
+    yield "project_parts", launches.project_parts(few, Rows.dense(few), directions, None, parts)
+    for cosine in (False, True):
+        tail = ", cosine" * cosine
+        scores, rows = make(4096, DIRECTIONS), Rows.dense(many)
+        yield f"project (many{tail})", launches.project(many, rows, directions, None, cosine, scores)
+        arguments = many, rows, directions, None, cosine, best, best, None
+        yield f"project_extremes (many{tail})", launches.project_extremes(*arguments)
+        of_few = few, Rows.dense(few), None, cosine, parts
+        yield f"combine_parts (scores{tail})", launches.combine_parts(*of_few, make(16, DIRECTIONS))
+        yield f"combine_parts (extremes{tail})", launches.combine_parts(*of_few, None, best, best)
 
 
 def _moments(x: torch.Tensor, rows: Rows) -> Iterator[tuple[str, Launch]]:

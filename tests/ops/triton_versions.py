@@ -1,8 +1,8 @@
 """Every kind of kernel compiled with the Triton that is installed, whichever version: `make test-triton-versions`.
 
-`python -m tests.ops.triton_versions sm_80` prints one line; it fails where a kernel does not compile or
-spills registers. Tables of more than 16 slots may spill with the older ones, which costs time and nothing
-else. One target a process, since a Triton remembers the one it compiles for.
+`python -m tests.ops.triton_versions sm_80` prints one line; it fails where a kernel does not compile. Some spill
+a few registers with the older ones, which costs time and nothing else (`test_triton_machine_code` admits none
+with the Triton of the tests). One target a process, since a Triton remembers the one it compiles for.
 """
 
 import sys
@@ -31,8 +31,6 @@ def main(target: str) -> None:
                     continue
                 count, most = count + 1, max(most, found.registers)
                 spilled += found.spills > 0
-                if found.spills and "(64 slots" not in name:
-                    failed.append(f"{kind}: spills {found.spills} bytes")
     print(
         f"triton {triton.__version__} {target}: {count} kernels compiled, products by {precision(gpu.backend)}, "
         f"at most {most} registers, {spilled} spill, {len(failed)} failed",
