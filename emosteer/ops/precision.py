@@ -37,7 +37,7 @@ class _Legacy(metaclass=_LegacyMeta):
 _SETTINGS = {device_type: _setting(device_type) for device_type in ("cpu", "cuda")}
 
 
-class whole_float32:  # noqa: N801  used as a with statement, like torch.no_grad
+class whole_float32:
     """Within, products of float32 on a device are those of float32, and autocast leaves them alone."""
 
     def __init__(self, device_type: str) -> None:

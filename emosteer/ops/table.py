@@ -131,11 +131,11 @@ class SteerTable:
         """The table whose rows lie in an int32 `[R, W]`, as `record` of another one has them."""
         wide = record.view(torch.float32)
         flags = record.view(torch.uint8)[:, 5 * slots * _WORD :]
-        direction, *rest = (
+        slotted = [
             (record if name == "direction" else wide)[:, i * slots : (i + 1) * slots]
             for i, name in enumerate(_SLOTTED)
-        )
-        table = cls(direction, *rest, flags[:, 0], flags[:, 1])
+        ]
+        table = cls(*slotted, flags[:, 0], flags[:, 1])  # type: ignore[call-arg]
         object.__setattr__(table, "record", record)
         return table
 

@@ -11,6 +11,7 @@ import os
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -120,7 +121,8 @@ def bind(site: Site, dtype: torch.dtype) -> Bound:
     """`steer_rms_norm_` of contiguous rows of a dtype: compiled kernels are kept by the number of rows."""
     weight, directions, table = site.weight, site.directions, site.table
     rest = site.scale, None, site.eps, site.weight_offset
-    device, kept = directions.device, {}
+    device = directions.device
+    kept: dict[tuple, Any] = {}
     empty_like = torch.empty_like
 
     def first(x: Tensor, token_row: Tensor | None, normed: Tensor, key: tuple) -> None:

@@ -95,7 +95,7 @@ def test_one_launch_a_call_and_nothing_else():
 
 
 def test_triton_keeps_its_compiled_kernel():
-    """Compiled for a GPU that is not there, in a process that does not interpret: one compilation, then launches alone."""
+    """Compiled for a GPU that is not there: planned once for each way of calling, then launches alone."""
     import os
     import subprocess
     import sys
