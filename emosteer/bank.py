@@ -167,6 +167,25 @@ class Bank:
             some.names, straight, mean=some.mean or None, scale=some.scale or None, provenance=some.provenance
         )
 
+    def on(self, device: torch.device | str, layer: int) -> Tensor:
+        """float32 `[K, D]`: a layer's directions on a device, sent there once and kept beside the bank.
+
+        Sent again where `directions[layer]` was replaced or written into since.
+        """
+        source, device = self.directions[layer], torch.device(device)
+        if source.device == device and source.dtype == torch.float32 and source.is_contiguous():
+            return source
+        version = 0 if source.is_inference() else source._version
+        kept = self.__dict__.setdefault("_on", {})
+        known = kept.get((device, layer))
+        if known is None or known[0] is not source or known[1] != version:
+            sent = source.detach().to(device, torch.float32).contiguous()
+            known = kept[device, layer] = source, version, sent
+        return known[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_on"}
+
     def to(self, device: torch.device | str) -> Bank:
         """A bank with its tensors on `device`."""
         return self._copy(lambda tensor: tensor.to(device))

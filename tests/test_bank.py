@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -244,3 +245,18 @@ def test_the_header_is_readable_by_others(tmp_path):
         metadata = file.metadata()
     assert json.loads(metadata["names"]) == list(NAMES)
     assert json.loads(metadata["provenance"])["model"] == "tiny"
+
+
+def test_directions_are_sent_to_a_device_once():
+    """ "meta" stands for a card: the same tensor each time, anew after a change, none of it copied or pickled."""
+    bank = Bank(("a", "b"), {3: torch.eye(2, 8)})
+    assert bank.on("cpu", 3) is bank.directions[3]
+    first = bank.on("meta", 3)
+    assert (first.device.type, first.shape) == ("meta", (2, 8))
+    assert bank.on(torch.device("meta"), 3) is first
+    bank.directions[3][0, 1] = 0.5
+    assert bank.on("meta", 3) is not first
+    bank.directions[3] = torch.eye(2, 8)
+    second = bank.on("meta", 3)
+    assert bank.on("meta", 3) is second
+    assert not any("_on" in vars(other) for other in (pickle.loads(pickle.dumps(bank)), bank.to("cpu")))

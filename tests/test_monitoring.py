@@ -239,3 +239,26 @@ def test_compiled(model, bank):
                 torch.compile(model, backend="eager", fullgraph=True)(input_ids=ids, use_cache=False)
     finally:
         torch._dynamo.reset()
+
+
+def test_a_step_asks_the_device_once(model, bank, monkeypatch):
+    """All layers are looked at by one copy to the host; the alarms are those of a look at each."""
+    ids, mask = padded(PROMPTS)
+    limits = dict.fromkeys(CONCEPTS, 1.0)
+    copies, cpu = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: (copies.append(self.shape), cpu(self))[1])
+    with es.monitor(model, bank, limits, layers=range(len(bank.layers))) as seen:
+        generate(model, ids, mask, max_new_tokens=3, min_new_tokens=3)
+    layers, k = len(bank.layers), len(CONCEPTS)
+    steps = [shape for shape in copies if shape == (layers, len(PROMPTS), k)]
+    assert len(steps) == 2
+    assert (
+        len([shape for shape in copies if len(shape) > 1]) == len(steps) + layers
+    )  # and once a layer of the prompt
+    for alarm in seen.alarms:
+        turn = seen.turns[alarm.turn]
+        first = turn.prompt[alarm.layer].max[alarm.row, CONCEPTS.index(alarm.concept)]
+        prompt = len(PROMPTS[alarm.row])
+        assert (alarm.token < prompt) == (float(first) > 1.0), alarm
+        assert alarm.z > 1.0
+    assert any(alarm.token >= len(PROMPTS[alarm.row]) for alarm in seen.alarms)

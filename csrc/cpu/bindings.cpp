@@ -45,12 +45,13 @@ std::string place(const char* name, std::int64_t r, std::int64_t s = -1) {
 
 void check_table(const Table& table, std::int64_t n_directions) {
   for (std::int64_t r = 0; r < table.rows; ++r) {
-    if (table.preserve_norm[r] > 2)
-      throw std::invalid_argument(place("table.preserve_norm", r) + " is " + std::to_string(table.preserve_norm[r]) +
+    const int preserve = table.preserve_norm[r * table.flag_line];
+    if (preserve > 2)
+      throw std::invalid_argument(place("table.preserve_norm", r) + " is " + std::to_string(preserve) +
                                   ", expected 0, 1 or 2");
     int used = 0;
     for (std::int64_t s = 0; s < table.slots; ++s) {
-      const std::int64_t i = r * table.slots + s;
+      const std::int64_t i = r * table.line + s;
       const std::int32_t direction = table.direction[i];
       if (direction == -1) continue;
       if (direction < -1 || direction >= n_directions)
@@ -112,7 +113,7 @@ PYBIND11_MODULE(_cpu, m) {
   py::class_<Table>(m, "Table")
       .def(py::init([](std::int64_t rows, std::int64_t slots, std::uintptr_t direction, std::uintptr_t strength,
                        std::uintptr_t low, std::uintptr_t high, std::uintptr_t rotate, std::uintptr_t preserve_norm,
-                       std::uintptr_t relative) {
+                       std::uintptr_t relative, std::int64_t line, std::int64_t flag_line) {
         return Table{rows,
                      slots,
                      pointer<std::int32_t>(direction),
@@ -121,7 +122,9 @@ PYBIND11_MODULE(_cpu, m) {
                      pointer<float>(high),
                      pointer<float>(rotate),
                      pointer<std::uint8_t>(preserve_norm),
-                     pointer<std::uint8_t>(relative)};
+                     pointer<std::uint8_t>(relative),
+                     line,
+                     flag_line};
       }));
 
   // Contiguous rows, in place: what decoding calls, kept to few arguments.

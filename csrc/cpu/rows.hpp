@@ -22,12 +22,14 @@ struct RowView {
   }
 };
 
-// The columns of a SteerTable (R rows of S slots), at fixed addresses.
+// The columns of a SteerTable (R rows of S slots), at fixed addresses. Rows are `line` entries of a slotted column
+// apart and `flag_line` bytes of the two flags: in a packed record all of a row lies side by side.
 struct Table {
   std::int64_t rows, slots;
   const std::int32_t* direction;
   const float *strength, *low, *high, *rotate;
   const std::uint8_t *preserve_norm, *relative;
+  std::int64_t line, flag_line;
 };
 
 struct SteerArgs {

@@ -20,12 +20,12 @@ double clip(double p, double low, double high) { return p < low ? low : (p > hig
 void read_program(const SteerArgs& args, std::int64_t row, Program* program) {
   const Table& table = *args.table;
   program->count = 0;
-  program->preserve_norm = table.preserve_norm[row];
-  program->relative = table.relative[row] != 0;
+  program->preserve_norm = table.preserve_norm[row * table.flag_line];
+  program->relative = table.relative[row * table.flag_line] != 0;
   program->rotates = false;
   program->adds = true;
   program->scale = args.scale;
-  for (std::int64_t s = row * table.slots; s < (row + 1) * table.slots; ++s) {
+  for (std::int64_t s = row * table.line, end = s + table.slots; s < end; ++s) {
     if (table.direction[s] < 0) continue;
     const int j = program->count++;
     program->v[j] = args.directions + table.direction[s] * args.dim;

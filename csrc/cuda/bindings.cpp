@@ -77,6 +77,39 @@ NormArgs norming(const RowView& x, const RowView& out, std::int64_t count, std::
                   0};
 }
 
+// Rows of a model that are steered in one place: all that stays the same from call to call.
+class Site {
+ public:
+  Site(int dtype, std::int64_t dim, std::int64_t item, std::uintptr_t directions, std::int64_t n_directions,
+       const Table& table, double scale, std::uintptr_t weight, int weight_dtype, float eps, float weight_offset,
+       int device)
+      : dtype_(static_cast<Dtype>(dtype)), row_bytes_(dim * item), device_(device) {
+    args_ = steering({}, {}, 1, dim, directions, n_directions, table, 0, scale);
+    if (weight) args_.norm = norming({}, {}, 1, dim, weight, weight_dtype, eps, weight_offset);
+  }
+
+  // Contiguous rows at `x`; with a norm, `normed` takes the normalised stream.
+  void run(std::uintptr_t x, std::uintptr_t normed, std::int64_t count, std::uintptr_t token_row,
+           std::uintptr_t stream) const {
+    SteerArgs args = args_;
+    args.x = args.out = view(x, 1, row_bytes_, 0);
+    args.count = rows(count);
+    args.token_row = pointer<const std::int32_t>(token_row);
+    if (normed) {
+      args.norm.count = args.count;
+      args.norm.x = args.x;
+      args.norm.out = view(normed, 1, row_bytes_, 0);
+    }
+    steer(dtype_, args, normed != 0, {device_, stream});
+  }
+
+ private:
+  Dtype dtype_;
+  std::int64_t row_bytes_;
+  int device_;
+  SteerArgs args_;
+};
+
 }  // namespace
 
 PYBIND11_MODULE(EMOSTEER_MODULE, m) {
@@ -90,7 +123,7 @@ PYBIND11_MODULE(EMOSTEER_MODULE, m) {
   py::class_<Table>(m, "Table", py::module_local())
       .def(py::init([](std::int64_t rows, int slots, std::uintptr_t direction, std::uintptr_t strength,
                        std::uintptr_t low, std::uintptr_t high, std::uintptr_t rotate, std::uintptr_t preserve_norm,
-                       std::uintptr_t relative) {
+                       std::uintptr_t relative, std::int64_t line, std::int64_t flag_line) {
         if (slots < 1 || slots > kMaxSlots)
           throw std::invalid_argument("table has " + std::to_string(slots) + " slots, the cuda backend takes 1 to " +
                                       std::to_string(kMaxSlots));
@@ -102,8 +135,15 @@ PYBIND11_MODULE(EMOSTEER_MODULE, m) {
                      pointer<const float>(high),
                      pointer<const float>(rotate),
                      pointer<const std::uint8_t>(preserve_norm),
-                     pointer<const std::uint8_t>(relative)};
+                     pointer<const std::uint8_t>(relative),
+                     line,
+                     flag_line};
       }));
+
+  py::class_<Site>(m, "Site", py::module_local())
+      .def(py::init<int, std::int64_t, std::int64_t, std::uintptr_t, std::int64_t, const Table&, double, std::uintptr_t,
+                    int, float, float, int>())
+      .def("run", &Site::run);
 
   // Contiguous rows, in place: what decoding calls, kept to few arguments.
   m.def("steer_rows", [](int dtype, std::uintptr_t x, std::int64_t count, std::int64_t dim, std::int64_t row_bytes,
@@ -148,6 +188,8 @@ PYBIND11_MODULE(EMOSTEER_MODULE, m) {
                         pointer<float>(dots), 0},
             {device, stream});
   });
+
+  m.def("launch_nothing", [](int device) { nothing({device, 0}); });
 
   // (threads of a row, rows of a block, bytes of shared memory of a block)
   m.def("shape", [](std::int64_t dim, int slots) {

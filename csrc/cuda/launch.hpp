@@ -27,5 +27,7 @@ Shape shape_of(int dim, int slots);
 void steer(Dtype dtype, SteerArgs args, bool normed, const Place& place);
 void rms_norm(Dtype dtype, NormArgs args, const Place& place);
 void project(Dtype dtype, ProjectArgs args, const Place& place);
+// One empty kernel: throws where a driver or a device takes none of this module's.
+void nothing(const Place& place);
 
 }  // namespace emosteer::cuda

@@ -16,6 +16,11 @@ def steer_(x: Tensor, directions: Tensor, table: SteerTable, row: Tensor) -> Ten
     return x.copy_(y)
 
 
+def plain_hook(x: Tensor, directions: Tensor, row: Tensor) -> Tensor:
+    """What a forward hook returns: a direction for each row added, the norm not kept."""
+    return x + 0.5 * directions[row % len(directions)].to(x.dtype)
+
+
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
     """As Hugging Face models write it."""
     wide = x.float()

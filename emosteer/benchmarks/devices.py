@@ -55,6 +55,7 @@ class Device:
         bandwidth: of its memory, bytes a second.
         flops: dense bfloat16 with float32 sums, a second.
         scalar_flops: float32 without tensor cores, a second.
+        multiprocessors: how many (compute units, on AMD).
     """
 
     name: str
@@ -62,12 +63,13 @@ class Device:
     bandwidth: float
     flops: float
     scalar_flops: float
+    multiprocessors: int
 
 
 DEVICES = (
-    Device("A100", "sm_80", 2.039e12, 312e12, 19.5e12),  # SXM, 80 GB
-    Device("H100", "sm_90", 3.35e12, 989e12, 67e12),  # SXM
-    Device("H200", "sm_90", 4.8e12, 989e12, 67e12),
-    Device("B200", "sm_100", 8.0e12, 2250e12, 75e12),
-    Device("MI300X", "gfx942", 5.3e12, 1307e12, 163e12),
+    Device("A100", "sm_80", 2.039e12, 312e12, 19.5e12, 108),  # SXM, 80 GB
+    Device("H100", "sm_90", 3.35e12, 989e12, 67e12, 132),  # SXM
+    Device("H200", "sm_90", 4.8e12, 989e12, 67e12, 132),
+    Device("B200", "sm_100", 8.0e12, 2250e12, 75e12, 148),
+    Device("MI300X", "gfx942", 5.3e12, 1307e12, 163e12, 304),
 )

@@ -1,67 +1,118 @@
-"""A decode step of a Llama, steered and not, launched eagerly and as one CUDA graph."""
+"""A decode step of a Llama, steered and not, in each way that a model is run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 
 import emosteer as es
 
-from .cases import Case
+from .cases import Case, Plan
+
+# Blocks, width, bytes: at depth 32 and width 4096 the 8B of Llama 3.
+DEPTH, WIDTH, PARAMETERS = 32, 4096, 8.03e9
+MODES = ("eager", "compiled", "reduce-overhead", "CUDA graph")
+BATCHES = (1, 16, 64)
 
 
-def step_cases(device: torch.device, stack: ExitStack, *, small: bool) -> Iterator[Case]:
-    """Each batch row its own concept, every block steered; patches are undone when `stack` closes.
+def step_plans(device: torch.device, *, small: bool) -> Iterator[Plan]:
+    """Each batch row its own concept, every block steered, against the same mode unsteered; one model for all."""
+    made: list[tuple[torch.nn.Module, es.Bank]] = []
 
-    The step has no cache: its cost is the weights, as that of a step with a short one.
-    """
-    depth, dim = (2, 64) if small else (32, 4096)
-    model = _llama(device, depth, dim)
-    directions = {
-        layer: torch.randn(4, dim, generator=torch.Generator().manual_seed(layer)) for layer in range(depth)
+    def model() -> tuple[torch.nn.Module, es.Bank]:
+        if not made:
+            depth, dim = (2, 64) if small else (DEPTH, WIDTH)
+            made.append((_llama(device, depth, dim), _bank(depth, dim)))
+        return made[0]
+
+    taken = 0.0 if small else 2.5 * PARAMETERS
+    for batch in (2,) if small else BATCHES:
+        for mode in MODES:
+            name = f"decode step B={batch} {mode}"
+            yield Plan(name, taken, partial(_step, name, batch, mode, model, device, small))
+            if not small:
+                taken = 0.5 * PARAMETERS  # the weights are there by now
+
+
+def _step(name: str, batch: int, mode: str, of: Callable, device: torch.device, small: bool) -> Case:
+    model, bank = of()
+    tokens = torch.arange(batch, device=device)[:, None] % 64
+    programs = [es.add(bank.names[i % 4], 0.1) for i in range(batch)]
+    steered = partial(es.steer, model, bank, programs, layers="all")
+    ways = {
+        "unsteered": None,
+        "steered": steered,
+        "steered, own kernels": partial(steered, fused=False),
+        "plain hooks": partial(_hooks, model, bank, device),
     }
-    bank = es.Bank(("a", "b", "c", "d"), directions, scale=dict.fromkeys(directions, 1.0))
-    for batch in (2,) if small else (1, 32, 256):
-        tokens = torch.arange(batch, device=device)[:, None] % 64
-        forward = lambda tokens=tokens: model(tokens, use_cache=False).logits  # noqa: E731
-        moved = 2.0 * sum(p.numel() for p in model.parameters())
-        for mode in ("eager",) if small else ("eager", "CUDA graph"):
-            sides: dict[str, Callable[[], object]] = {"unsteered": _as(mode, forward)}
-            for fused in (True, False):
-                # A graph holds what was patched when it was captured, so each side is patched and captured in turn.
-                name = "steered, fused with the norm" if fused else "steered, own kernels"
-                programs = [es.add(bank.names[i % 4], 0.1) for i in range(batch)]
-                sides[name] = _Steered(model, bank, programs, fused, mode, forward, stack)
-            yield Case(f"decode step B={batch} {mode}", sides, moved)
+    sides: dict[str, Any] = {
+        way: _Side(partial(_as, mode, model, tokens, small), enter) for way, enter in ways.items()
+    }
+    moved = 2.0 * sum(p.numel() for p in model.parameters())
+    return Case(name, sides, moved)
 
 
-class _Steered:
-    """Steers at its first call and keeps the captured graph; in eager mode steers around each round of calls."""
+class _Side:
+    """Patches, compiles or captures on entering, and leaves the model as it was."""
 
-    def __init__(self, model, bank, programs, fused: bool, mode: str, forward, stack: ExitStack) -> None:
-        self.make = lambda: es.steer(model, bank, programs, layers="all", fused=fused)
-        self.mode, self.forward, self.stack = mode, forward, stack
-        self.replay: Callable[[], object] | None = None
+    def __init__(self, run: Callable[[], Callable[[], Any]], enter: Callable[[], Any] | None) -> None:
+        self._run, self._enter = run, enter
 
-    def __enter__(self) -> Callable[[], object]:
-        self.steering = self.make()
-        self.steering.__enter__()
-        self.replay = _as(self.mode, self.forward)
-        return self.replay
+    def __enter__(self) -> Callable[[], Any]:
+        self._inside = None if self._enter is None else self._enter()
+        if self._inside is not None:
+            self._inside.__enter__()
+        try:
+            return self._run()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
 
     def __exit__(self, *error: object) -> None:
-        self.steering.__exit__(*error)
-
-    def __call__(self) -> object:
-        with self as run:
-            return run()
+        if self._inside is not None:
+            self._inside.__exit__(*error)
 
 
-def _as(mode: str, forward: Callable[[], object]) -> Callable[[], object]:
-    if mode == "eager":
+@contextmanager
+def _hooks(model: Any, bank: es.Bank, device: torch.device) -> Iterator[None]:
+    """One vector added by a forward hook on each block, as one writes it: no rows, no norm kept."""
+
+    def hook(vector: torch.Tensor, _module: Any, _given: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (output[0] + vector, *output[1:])
+        return output + vector
+
+    blocks = model.model.layers
+    vectors = [0.1 * bank.directions[layer][0].to(device, torch.bfloat16) for layer in range(len(blocks))]
+    handles = [block.register_forward_hook(partial(hook, vector)) for block, vector in zip(blocks, vectors)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _as(mode: str, model: Any, tokens: torch.Tensor, small: bool) -> Callable[[], Any]:
+    """A step without a cache: its cost is the weights, as that of a step with a short one."""
+
+    def forward() -> Any:
+        return model(tokens, use_cache=False).logits
+
+    if mode == "eager" or (small and mode == "CUDA graph"):
         return forward
+    if mode == "CUDA graph":
+        return _captured(forward)
+    torch._dynamo.reset()
+    if small:
+        return torch.compile(forward, dynamic=False, backend="eager")
+    return torch.compile(forward, dynamic=False, mode="default" if mode == "compiled" else mode)
+
+
+def _captured(forward: Callable[[], Any]) -> Callable[[], Any]:
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -74,10 +125,17 @@ def _as(mode: str, forward: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
+def _bank(depth: int, dim: int) -> es.Bank:
+    directions = {
+        layer: torch.randn(4, dim, generator=torch.Generator().manual_seed(layer)) for layer in range(depth)
+    }
+    return es.Bank(("a", "b", "c", "d"), directions, scale=dict.fromkeys(directions, 1.0))
+
+
 def _llama(device: torch.device, depth: int, dim: int) -> torch.nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(  # at depth 32 and width 4096 the 8B of Llama 3
+    config = LlamaConfig(
         vocab_size=31 * dim,
         hidden_size=dim,
         intermediate_size=7 * dim // 2,

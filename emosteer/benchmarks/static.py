@@ -29,13 +29,16 @@ TRITON = {
 }
 CUDA = {"steer": "steer_", "steer_rms_norm": "steer_rms_norm_", "rms_norm": "rms_norm", "project": "project"}
 LONGEST_RESIDENT = 8192
+DIRECTIONS = 171
 # Of rows that a norm follows, in Triton's kernels: bytes.
 LONGEST_NORMED = 16 * 1024
 HEAD = (
     "No GPU has run these kernels. Registers, shared memory, threads and spills are read from the machine code;\n"
     "occupancy follows from them and from the limits of a multiprocessor; everything else is **predicted**:\n\n"
-    "    time  = max(bytes moved / (0.9 · published bandwidth), products / (0.6 · published flops), 2 µs)\n"
-    "    share = time that steering adds to a decode step / time of the step without it\n\n"
+    "    time    = max(bytes moved / (0.9 · published bandwidth), products / (0.6 · published flops)) + latency\n"
+    "    latency = 1 µs a kernel + 0.6 µs for each load that waits for another + 0.15 µs for each sum over a block\n"
+    "              + 0.35 µs for each turn of a loop over tiles, as often as the blocks fill the multiprocessors\n"
+    "    share   = time that steering adds to a decode step / time of the step without it\n\n"
     "How bytes are counted, and every assumption: `emosteer/benchmarks/predicted.py`. Data sheets:\n"
     "`emosteer/benchmarks/devices.py`."
 )
@@ -147,6 +150,9 @@ def _predicted(
             "threads": threads,
             "spill_bytes": spills,
             "occupancy": f"{limits.occupancy(registers, shared, threads):.2f}",
+            "blocks_32": (few := _counted(op, 32, dim, dtype, backend)).blocks,
+            "serial_steps_32": few.waves(device) * few.steps,
+            "kernels_32": few.kernels,
             "predicted_bytes_over_least": f"{_counted(op, 4096, dim, dtype, backend).excess:.2f}",
             **{
                 f"predicted_us_{tokens}": f"{_counted(op, tokens, dim, dtype, backend).seconds(device) * 1e6:.2f}"
@@ -160,8 +166,13 @@ def _counted(op: str, tokens: int, dim: int, dtype: str, backend: str) -> Work:
     if backend == "triton" and op == "steer_rms_norm_":
         resident = dim * DTYPES[dtype] <= LONGEST_NORMED
     counted = work(op, tokens, dim, DTYPES[dtype], resident=resident)
-    if backend == "cuda" and op == "project":  # no tensor cores; rows read the directions from the L2 cache
-        return Work(counted.least, counted.least, scalar_flops=counted.flops / PRODUCTS)
+    if backend == "cuda" and op == "project":  # no tensor cores; a block for each row and four directions
+        blocks, moved = (
+            tokens * -(-DIRECTIONS // 4),
+            counted.least + 4.0 * dim * DIRECTIONS * (tokens - 1) / 4,
+        )
+        waits = {"blocks": blocks, "threads": min(max(dim // 16, 32), 512), "resident": 1024, "trips": 2}
+        return Work(counted.least, moved, scalar_flops=counted.flops / PRODUCTS, reductions=1, **waits)
     return counted
 
 

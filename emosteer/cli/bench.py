@@ -58,16 +58,22 @@ def _every_variant(out: Path) -> None:
 
 @app.command()
 def gpu(
-    out: Path = typer.Option(Path("bench/results"), help="Where gpu.json and gpu.csv go."),  # noqa: B008
+    out: Path = typer.Option(Path("bench/results"), help="Where gpu.csv, gpu.json and gpu.md go."),  # noqa: B008
     dry_run: bool = typer.Option(False, "--dry-run", help="Run every case once, small, on the CPU."),
     case: str = typer.Option("", help="Only cases whose name contains this."),
+    minutes: float = typer.Option(None, help="Begin no case after so many minutes."),
 ) -> None:
-    """Measure the kernels on this machine's GPU against eager torch, torch.compile and a plain copy."""
-    from emosteer.benchmarks.gpu import run, write
+    """Measure the kernels on this machine's GPU against what there is in plain torch, libraries and vLLM."""
+    from emosteer.benchmarks.gpu import run
 
-    results = run(dry_run=dry_run, containing=case)
+    if minutes is not None and not minutes > 0:
+        raise ValueError(f"--minutes must be more than 0, got {minutes:g}")
+    report = run(None if dry_run else out, dry_run=dry_run, containing=case, minutes=minutes)
+    for row in report.rows:
+        if row["status"] != "ok":
+            print(f"{row['case']}, {row['side']}: {row['status']}")
     if dry_run:
-        print(f"{len(results)} cases ran; a dry run measures nothing and writes nothing")
-        return
-    for path in write(out, results):
+        print("a dry run measures nothing and writes nothing")
+    for path in report.write():
         print(f"written: {path}")
+    print(report.summary())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,27 @@ import torch
 from emosteer.ops import SteerTable
 from emosteer.programs import Program
 
+from .staging import Ring
+
 # Rows that there is always room for: compiled code reads them all, and does not care how many are in use.
 ROOM = 64
+
+
+@dataclass
+class Replica:
+    """A table on one device, with and without its idle rows, and how changes get there; the host's own has no ring."""
+
+    table: SteerTable
+    whole: SteerTable
+    ring: Ring | None = None
 
 
 class TableRows:
     """A steering table and the programs in its rows.
 
-    A program is packed into bytes once, whenever it is first seen; writing rows is then one join and
-    a few strided copies. On a GPU the rows are written to a host copy and sent over, to the same
-    addresses.
+    A program is packed into the bytes of its record once, whenever it is first seen; writing rows is then one
+    join and one copy. On a GPU the records are written to a host copy and sent over by one more (`Ring`), to
+    the same addresses and between two steps.
 
     Args:
         index: name → number of its direction; raises ValueError for a name it does not know.
@@ -52,17 +64,36 @@ class TableRows:
         self._programs = [Program()] * rows
         room = max(ROOM, 1 << (rows - 1).bit_length())
         with torch.inference_mode(False):
-            host = SteerTable.empty(room, slots)
-            self.whole = host if device.type == "cpu" else SteerTable.empty(room, slots, device=device)
-        self._host, self.table = host.first(rows), self.whole.first(rows)
-        if device.type == "cpu":
-            self._host = self.table
-        self._columns = [column.numpy() for column in self._host.columns()]
-        self._words = [c.view(np.int32) if c.dtype != np.uint8 else c for c in self._columns]
+            whole = SteerTable.empty(room, slots)
+        self._host = whole.first(rows)
+        assert self._host.record is not None
+        self._record = self._host.record
+        self._words = self._record.numpy()
+        self._replicas: dict[torch.device, Replica] = {torch.device("cpu"): Replica(self._host, whole)}
+        self.table, self.whole = self.on(device), self.whole_on(device)
 
     @property
     def programs(self) -> tuple[Program, ...]:
         return tuple(self._programs)
+
+    def on(self, device: torch.device) -> SteerTable:
+        """The table for what runs on a device: the same programs now and after every change."""
+        return self._replica(device).table
+
+    def whole_on(self, device: torch.device) -> SteerTable:
+        """`on`, with the idle rows after it."""
+        return self._replica(device).whole
+
+    def _replica(self, device: torch.device) -> Replica:
+        device = torch.device("cpu") if device.type == "cpu" else device
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        if device not in self._replicas:
+            with torch.inference_mode(False):
+                whole = self._replicas[torch.device("cpu")].whole.to(device)
+                made = Replica(whole.first(self._host.rows), whole, Ring(self._record, device))
+            self._replicas[device] = made
+        return self._replicas[device]
 
     def write(self, rows: Iterable[int], programs: Sequence[Program]) -> None:
         """Put programs into rows.
@@ -70,12 +101,16 @@ class TableRows:
         Raises:
             IndexError: a row that the table does not have.
             ValueError: a program with more slots than the table, or with a name that is not in the bank.
+            RuntimeError: a CUDA graph is being captured.
         """
         rows = tuple(rows)
-        count, slots = self._host.rows, self._host.slots
+        count = self._host.rows
         for row in rows:
             if not isinstance(row, int) or not -count <= row < count:
                 raise IndexError(f"row {row!r} is outside the table, which has rows 0 to {count - 1}")
+        sent = [replica for replica in self._replicas.values() if replica.ring is not None]
+        for replica in sent:
+            replica.ring.require_no_capture()  # type: ignore[union-attr]  # those that have one
         packed = self._packed
         try:
             data = b"".join([packed[program] for program in programs])
@@ -84,18 +119,19 @@ class TableRows:
                 if program not in packed:
                     packed[program] = self._pack(program)
             data = b"".join([packed[program] for program in programs])
-        words = np.frombuffer(data, dtype=np.int32).reshape(len(rows), 5 * slots + 2)
+        words = np.frombuffer(data, dtype=np.int32).reshape(len(rows), self._words.shape[1])
         at: Any = slice(None) if rows == tuple(range(count)) else list(rows)
         if len(rows) == 1:  # a plain index writes faster than a list of one
             at, words = rows[0], words[0]
-        for j in range(5):
-            self._words[j][at] = words[..., j * slots : (j + 1) * slots]
-        self._words[5][at] = words[..., -2]
-        self._words[6][at] = words[..., -1]
+        self._words[at] = words
         for row, program in zip(rows, programs):
             self._programs[row] = program
-        if self.table is not self._host:
-            self.table.copy_(self._host)
+        if rows and sent:
+            places = [row % count for row in rows]
+            part = slice(min(places), max(places) + 1)
+            for replica in sent:
+                assert replica.ring is not None and replica.table.record is not None  # noqa: PT018
+                replica.ring.send(self._record[part], replica.table.record[part])
 
     def _pack(self, program: Program) -> bytes:
         slots = self._host.slots
@@ -113,6 +149,6 @@ class TableRows:
             struct.pack(f"{slots}f", *(s.low for s in program.slots), *[-inf] * spare),
             struct.pack(f"{slots}f", *(s.high for s in program.slots), *[inf] * spare),
             struct.pack(f"{slots}f", *(s.rotate for s in program.slots), *[0.0] * spare),
-            struct.pack("2i", program.norm_form(self._preserve_norm), int(self._relative)),
+            struct.pack("2B", program.norm_form(self._preserve_norm), self._relative),
         ]
-        return b"".join(columns)
+        return b"".join(columns).ljust(self._words.shape[1] * 4, b"\0")

@@ -100,6 +100,7 @@ class Monitor:
         for name, z in thresholds.items():
             limits[names.index(name)] = z
         self._limits = limits if thresholds else None
+        self._limits_on: dict[torch.device, Tensor] = {}
         self.turns: list[Turn] = []
         self.alarms: list[Alarm] = []
         self._patches: Patches | None = None
@@ -174,10 +175,12 @@ class Monitor:
             try:
                 output = original(*args, **kwargs)
                 self._read(now)
+                self._check_step(now)
                 return output
             finally:
                 now.watching, now.valid = False, None
                 now.waiting.clear()
+                now.unchecked.clear()
 
         return torch.compiler.disable(forward, reason="es.monitor reads the blocks of a model as they run")
 
@@ -216,9 +219,11 @@ class Monitor:
                 whole = part == slice(0, length)
                 scores = z if whole else z[:, part]
                 valid = now.valid if whole or now.valid is None else now.valid[:, part]
-                if self._limits is not None:
-                    self._check(turn, layer, scores, valid)
+                if self._limits is not None and length > 1:
+                    self._check(turn, layer, scores, valid, self._over(scores, valid).any(1).cpu())
                 running.update(scores, valid)
+                if self._limits is not None and length == 1:
+                    now.unchecked.append((turn, layer, scores, valid))
             if self.on_scores is not None:
                 self.on_scores(layer, z, now.valid)
         now.waiting.clear()
@@ -233,22 +238,50 @@ class Monitor:
         now.parts = turn.new_columns(now.past, length)
         now.fresh = False
 
-    def _check(self, turn: Turn, layer: int, z: Tensor, valid: Tensor | None) -> None:
-        assert self._limits is not None
-        over = z > self._limits.to(z.device)
-        if valid is not None:
-            over &= valid[..., None]
-        new = over.any(1).cpu() & ~turn.alarmed[layer]
+    def _over(self, z: Tensor, valid: Tensor | None) -> Tensor:
+        """Bool `[B, T, K]`: which readings pass their threshold."""
+        limits = self._limits_on.get(z.device)
+        if limits is None:
+            assert self._limits is not None
+            limits = self._limits_on[z.device] = self._limits.to(z.device)
+        over = z > limits
+        return over if valid is None else over & valid[..., None]
+
+    @torch.no_grad()
+    def _check_step(self, now: _Watching) -> None:
+        """Look for alarms in a step of one token, all layers by one copy from each device."""
+        by_device: dict[torch.device, list[Tensor]] = {}
+        for _, _, z, valid in now.unchecked:
+            by_device.setdefault(z.device, []).append(self._over(z, valid).any(1))
+        found = {device: iter(torch.stack(over).cpu()) for device, over in by_device.items()}
+        for turn, layer, z, valid in now.unchecked:
+            self._check(turn, layer, z, valid, next(found[z.device]), counted=True)
+        now.unchecked.clear()
+
+    def _check(
+        self,
+        turn: Turn,
+        layer: int,
+        z: Tensor,
+        valid: Tensor | None,
+        passed: Tensor,
+        *,
+        counted: bool = False,
+    ) -> None:
+        """Raise an alarm for each row and concept that `passed` for the first time; `counted`: the turn has `z`."""
+        new = passed & ~turn.alarmed[layer]
         if not new.any():
             return
         turn.alarmed[layer] |= new
-        first = over.to(torch.int8).argmax(1)
+        first = self._over(z, valid).to(torch.int8).argmax(1)
         for row, k in new.nonzero().tolist():
             column = int(first[row, k])
             before = column if valid is None else int(valid[row, :column].sum())
-            counted = int(turn.prompt[layer].count[row] + turn.generated[layer].count[row])
+            seen = int(turn.prompt[layer].count[row] + turn.generated[layer].count[row])
+            if counted:
+                seen -= 1
             alarm = Alarm(
-                self.names[k], layer, row, self.turns.index(turn), counted + before, float(z[row, column, k])
+                self.names[k], layer, row, self.turns.index(turn), seen + before, float(z[row, column, k])
             )
             self.alarms.append(alarm)
             if self.on_alarm is not None:
@@ -274,3 +307,4 @@ class _Watching(threading.local):
         self.past = 0
         self.parts = (slice(0, 0), slice(0, 0))
         self.waiting: dict[int, Tensor] = {}
+        self.unchecked: list[tuple[Turn, int, Tensor, Tensor | None]] = []

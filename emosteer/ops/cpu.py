@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import backends
 from .moments import Moments, rows_apart
+from .precision import whole_float32
 from .table import SteerTable
 
 REBUILD = (
@@ -230,12 +231,14 @@ def project(x: Tensor, directions: Tensor, center: Tensor | None, cosine: bool) 
     rows, flat = x.reshape(-1, dim), dots.view(-1, k)
     if center is None and not cosine and (n <= _CHUNK_ROWS or x.dtype == torch.float32):
         # `out` also keeps autocast away, which would round the dots
-        torch.mm(rows.float(), directions.T, out=flat)
+        with whole_float32("cpu"):
+            torch.mm(rows.float(), directions.T, out=flat)
         return dots
     for start in range(0, n, _CHUNK_ROWS):
         chunk, norms = _widen(rows[start : start + _CHUNK_ROWS], center, cosine)
         part = flat[start : start + _CHUNK_ROWS]
-        torch.mm(chunk, directions.T, out=part)
+        with whole_float32("cpu"):
+            torch.mm(chunk, directions.T, out=part)
         if cosine:
             part *= torch.where(norms > 0, norms.reciprocal(), norms)[:, None]
     return dots
@@ -270,9 +273,10 @@ def repeat_project(x: Tensor, directions: Tensor) -> Tensor | None:
         dots = torch.empty(out_shape)
         if rows * k * dim > _SMALL_PROJECTION:
             wide = x if code == 0 else x.float()
-            if x.ndim == 2:
-                return torch.mm(wide, directions.T, out=dots)
-            torch.mm(wide.view(rows, dim), directions.T, out=dots.view(rows, k))
+            with whole_float32("cpu"):
+                if x.ndim == 2:
+                    return torch.mm(wide, directions.T, out=dots)
+                torch.mm(wide.view(rows, dim), directions.T, out=dots.view(rows, k))
             return dots
         _cpu.project_rows(code, x.data_ptr(), rows, dim, row_bytes, pointer, k, dots.data_ptr())
         return dots
@@ -343,7 +347,8 @@ def moments_update_(moments: Moments, x: Tensor, token_group: Tensor | None, wei
         part = slice(start, min(start + _CHUNK_ROWS, n))
         centred = _scratch(moments, part.stop - start)
         run(part, moments.shift, moments.sum, centred)
-        add_lower_triangle_(moments.scatter, centred)
+        with whole_float32("cpu"):
+            add_lower_triangle_(moments.scatter, centred)
 
 
 def _scratch(moments: Moments, n: int) -> Tensor:
@@ -373,9 +378,11 @@ def add_lower_triangle_(scatter: Tensor, rows: Tensor, start: int = 0, stop: int
 
 
 def _table_handle(table: SteerTable) -> _cpu.Table:
-    for problem in table.misshapen():
+    for problem in table.astray():
         raise problem
-    handle = _cpu.Table(table.rows, table.slots, *(column.data_ptr() for column in table.columns()))
+    handle = _cpu.Table(
+        table.rows, table.slots, *(column.data_ptr() for column in table.columns()), *table.strides
+    )
     object.__setattr__(table, "_handle", handle)
     return handle
 

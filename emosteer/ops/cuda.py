@@ -15,8 +15,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from . import backends
+from . import backends, sites
 from .moments import Moments
+from .sites import Bound, Site
 from .table import SteerTable
 
 MAX_DIM = 8192
@@ -42,12 +43,21 @@ def unavailable() -> str | None:
     if (found := torch.cuda.get_device_capability()) < _OLDEST:
         return f"the GPU has compute capability {found[0]}.{found[1]}, the kernels need 8.0 or later"
     try:
-        _cuda = import_module("emosteer._cuda")
+        module = import_module("emosteer._cuda")
     except ImportError as error:
         return (
             f"the compiled module emosteer._cuda is missing or does not load ({error}). Where nvcc is found, "
             f"EMOSTEER_CUDA=1 pip install --force-reinstall --no-deps --no-binary emosteer emosteer builds it"
         )
+    try:
+        module.launch_nothing(torch.cuda.current_device())
+    except RuntimeError as error:
+        return (
+            f"emosteer._cuda loads but cannot launch an empty kernel ({error}); built for another driver or GPU, "
+            f"it is built anew by EMOSTEER_CUDA=1 pip install --force-reinstall --no-deps --no-binary emosteer "
+            f"emosteer with a toolkit that is no newer than the driver"
+        )
+    _cuda = module
     return None
 
 
@@ -161,6 +171,43 @@ def steer_rms_norm_(
     return normed
 
 
+def bind(site: Site, dtype: torch.dtype) -> Bound:
+    """`steer_rms_norm_` of contiguous rows of a dtype, all but the rows kept in C++."""
+    (k, dim), weight, table = site.directions.shape, site.weight, site.table
+    if limit(1, dim, slots=table.slots):
+        return sites.bind(_rest(), site, dtype)
+    device = site.directions.device
+    place = device.index if device.type == "cuda" else 0
+    run = (
+        _module(site.directions)
+        .Site(
+            _CODE[dtype],
+            dim,
+            dtype.itemsize,
+            site.directions.data_ptr(),
+            k,
+            _columns(table, site.directions),
+            site.scale,
+            weight.data_ptr(),
+            _CODE[weight.dtype],
+            site.eps,
+            site.weight_offset,
+            place,
+        )
+        .run
+    )
+    empty_like = torch.empty_like
+    stream = torch._C._cuda_getCurrentRawStream if device.type == "cuda" else lambda _device: 0
+
+    def bound(x: Tensor, token_row: Tensor | None) -> Tensor:
+        normed = empty_like(x)
+        row = 0 if token_row is None else token_row.data_ptr()
+        run(x.data_ptr(), normed.data_ptr(), x.numel() // dim, row, stream(place))
+        return normed
+
+    return bound
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float, weight_offset: float) -> Tensor:
     dim = x.shape[-1]
     if limit(x.numel() // dim, dim):
@@ -242,9 +289,10 @@ def _columns(table: SteerTable, x: Tensor):
     known = _handles.get(table)
     if known is not None and known[0] is module:
         return known[1]
-    for problem in table.misshapen():
+    for problem in table.astray():
         raise problem
-    handle = module.Table(table.rows, table.slots, *(column.data_ptr() for column in table.columns()))
+    addresses = (column.data_ptr() for column in table.columns())
+    handle = module.Table(table.rows, table.slots, *addresses, *table.strides)
     _handles[table] = module, handle
     return handle
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
@@ -59,18 +61,33 @@ def project_extremes_(
     center = checks.center(center, x)
     if not rows or not k:
         return
+    fold_(run, maximum, total, x, directions, token_row, center, bool(cosine))
+
+
+def fold_(
+    run: ModuleType,
+    maximum: Tensor,
+    total: Tensor,
+    x: Tensor,
+    directions: Tensor,
+    token_row: Tensor | None,
+    center: Tensor | None,
+    cosine: bool,
+) -> None:
+    """`project_extremes_` by a backend's own kernel, or by its `project` and plain torch, without a wait."""
     if hasattr(run, "project_extremes_"):
-        run.project_extremes_(maximum, total, x, directions, token_row, center, bool(cosine))
+        run.project_extremes_(maximum, total, x, directions, token_row, center, cosine)
         return
+    rows = x.numel() // x.shape[-1]
     where = reference.token_rows(rows, maximum.shape[0], token_row, x.device)
-    inside = (where >= 0) & (where < maximum.shape[0])
+    inside = ((where >= 0) & (where < maximum.shape[0]))[:, None]
+    where = where.clamp(0, maximum.shape[0] - 1)
     flat = x.reshape(rows, -1)
     for start in range(0, rows, _CHUNK_ROWS):
         part = slice(start, start + _CHUNK_ROWS)
-        scores = run.project(flat[part], directions, center, bool(cosine))[inside[part]]
-        row = where[part][inside[part]]
-        total.index_add_(0, row, scores)
-        scores = torch.where(scores.isnan(), -torch.inf, scores)
+        scores, counted, row = run.project(flat[part], directions, center, cosine), inside[part], where[part]
+        total.index_add_(0, row, torch.where(counted, scores, 0.0))
+        scores = torch.where(counted & ~scores.isnan(), scores, -torch.inf)
         maximum.scatter_reduce_(0, row[:, None].expand_as(scores), scores, "amax")
 
 

@@ -10,9 +10,9 @@ and published bandwidths (`emosteer bench static`); `emosteer bench gpu` measure
   a launch of Triton's; beyond that, and beyond 8192 columns or 32 slots, triton.
 - project: cuda up to 4096 pairs of a row and a direction, each of which reads the direction; beyond
   that triton, whose tiles share what they read.
-- project_extremes: triton, where the scores are never written.
-- moments: triton; the second moment by its triangular kernel from D = 4096 (half the products, on
-  tensor cores) and by cuBLAS in blocks below.
+- project_extremes: triton, where the scores are never written; without it cuda's scores, folded by torch.
+- moments: triton; the second moment by cuBLAS in blocks, and by the triangular kernel (half the products,
+  on tensor cores) where counted work makes that twice as fast: `triton.triangle_from`.
 - without Triton: cuda for whatever it takes, plain torch (cuBLAS) for the rest.
 """
 
@@ -21,10 +21,13 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
-from . import backends, cuda
+from . import backends, cuda, sites
+from .extremes import fold_
 from .moments import Moments
+from .sites import Bound, Site
 from .table import SteerTable
 
 # Elements that move in the time of one launch of Triton's: 64 MiB of reads and writes in bfloat16.
@@ -43,10 +46,10 @@ def choose(op: str, rows: int, dim: int, *, slots: int = 1, directions: int = 1)
         directions: of the bank (projections).
     """
     has = {name: backends.unavailable(name) is None for name in ("cuda", "triton")}
-    compiled = has["cuda"] and op not in ("moments", "project_extremes")
+    compiled = has["cuda"] and op != "moments" and not (op == "project_extremes" and has["triton"])
     if compiled and cuda.limit(rows, dim, slots=slots, directions=directions) is None:
         small = rows * dim <= LAUNCH_BOUND_ELEMENTS
-        if op == "project":
+        if op == "project":  # and extremes, which come here without Triton only
             small = rows * directions <= LAUNCH_BOUND_PAIRS
         if small or not has["triton"]:
             return "cuda"
@@ -80,14 +83,28 @@ def steer_rms_norm_(
     return run.steer_rms_norm_(x, weight, directions, table, token_row, scale, residual, eps, weight_offset)
 
 
+def bind(site: Site, dtype: torch.dtype) -> Bound:
+    """The backends' own, each for the sizes that are its."""
+    dim, slots = site.directions.shape[1], site.table.slots
+    name = choose("steer_rms_norm", 1, dim, slots=slots)
+    few = sites.bind(import_module(f"emosteer.ops.{name}"), site, dtype)
+    if name != "cuda" or choose("steer_rms_norm", LAUNCH_BOUND_ELEMENTS, dim, slots=slots) == "cuda":
+        return few
+    many = sites.bind(import_module("emosteer.ops.triton"), site, dtype)
+
+    def bound(x: Tensor, token_row: Tensor | None) -> Tensor:
+        return (few if x.numel() <= LAUNCH_BOUND_ELEMENTS else many)(x, token_row)
+
+    return bound
+
+
 def project(x: Tensor, directions: Tensor, center: Tensor | None, cosine: bool) -> Tensor:
     run = _for("project", x, directions=directions.shape[0])
     return run.project(x, directions, center, cosine)
 
 
 def project_extremes_(maximum: Tensor, total: Tensor, x: Tensor, directions: Tensor, *rest) -> None:
-    run = _for("project_extremes", x, directions=directions.shape[0])
-    run.project_extremes_(maximum, total, x, directions, *rest)
+    fold_(_for("project_extremes", x, directions=directions.shape[0]), maximum, total, x, directions, *rest)
 
 
 def moments_update_(moments: Moments, x: Tensor, token_group: Tensor | None, weight: Tensor | None) -> None:

@@ -1,4 +1,10 @@
-"""The steering table: what each row of a batch does to its residual stream, as tensors at fixed addresses."""
+"""The steering table: what each row of a batch does to its residual stream, as tensors at fixed addresses.
+
+A table made by `empty` keeps a row in one piece of memory, its *record*: `[direction × S, strength × S, low × S,
+high × S, rotate × S, (preserve_norm, relative)]`, 64 bytes for up to three slots. A kernel finds all that a token
+needs in one or two cache lines, and one copy of consecutive rows replaces whole programs at once. The columns are
+views into it.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +27,11 @@ _DTYPES = {
     "preserve_norm": torch.uint8,
     "relative": torch.uint8,
 }
+# Columns of one entry a slot, in 4-byte words; the two flags of a row share the word after them.
+_SLOTTED = _COLUMNS[:5]
+_WORD = 4
+# Records start at multiples of 64 bytes.
+_RECORD_WORDS = 16
 
 
 class _Back:
@@ -58,10 +69,12 @@ class SteerTable:
         preserve_norm: uint8 `[R]`: 0 no, 1 the whole row, 2 the orthogonal part.
         relative: uint8 `[R]`: 1 to measure strengths and bounds in units of `‖x‖`.
 
+        record: int32 `[R, W]`, the memory of all columns; None for a table made of columns that lie apart.
+
     A row whose slots are all empty leaves its tokens bit for bit as they were.
     """
 
-    __slots__ = (*_COLUMNS, "__weakref__", "_handle")
+    __slots__ = (*_COLUMNS, "__weakref__", "_handle", "record")
 
     direction: Tensor
     strength: Tensor
@@ -70,6 +83,7 @@ class SteerTable:
     rotate: Tensor
     preserve_norm: Tensor
     relative: Tensor
+    record: Tensor | None
     _handle: Any  # the CPU kernels' view of the columns, made at the first use
 
     def __init__(
@@ -86,6 +100,7 @@ class SteerTable:
         for name, column in zip(_COLUMNS, columns):
             object.__setattr__(self, name, column)
         object.__setattr__(self, "_handle", None)
+        object.__setattr__(self, "record", None)
         direction._emosteer_table = _Back(self)  # type: ignore[attr-defined]
 
     @classmethod
@@ -95,6 +110,9 @@ class SteerTable:
         table = known.table() if known is not None else None
         if table is not None and all(a is b for a, b in zip(table.columns(), columns)):
             return table
+        apart = {column.stride(0) for column in columns[:5]}, {column.stride(0) for column in columns[5:]}
+        if any(len(strides) > 1 for strides in apart):  # whoever called copied some columns and not others
+            columns = tuple(column.contiguous() for column in columns)
         return cls(*columns)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -104,7 +122,22 @@ class SteerTable:
         )
 
     def __reduce__(self) -> tuple:
+        if self.record is not None:
+            return SteerTable.of_record, (self.record, self.slots)
         return SteerTable, self.columns()
+
+    @classmethod
+    def of_record(cls, record: Tensor, slots: int) -> SteerTable:
+        """The table whose rows lie in an int32 `[R, W]`, as `record` of another one has them."""
+        wide = record.view(torch.float32)
+        flags = record.view(torch.uint8)[:, 5 * slots * _WORD :]
+        slotted = [
+            (record if name == "direction" else wide)[:, i * slots : (i + 1) * slots]
+            for i, name in enumerate(_SLOTTED)
+        ]
+        table = cls(*slotted, flags[:, 0], flags[:, 1])  # type: ignore[call-arg]
+        object.__setattr__(table, "record", record)
+        return table
 
     @classmethod
     def empty(cls, rows: int, slots: int = 1, *, device: torch.device | str = "cpu") -> SteerTable:
@@ -112,16 +145,9 @@ class SteerTable:
         for name, value in (("rows", rows), ("slots", slots)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-        shape = (rows, slots)
-        return cls(
-            torch.full(shape, -1, dtype=torch.int32, device=device),
-            torch.zeros(shape, device=device),
-            torch.full(shape, -math.inf, device=device),
-            torch.full(shape, math.inf, device=device),
-            torch.zeros(shape, device=device),
-            torch.zeros(rows, dtype=torch.uint8, device=device),
-            torch.zeros(rows, dtype=torch.uint8, device=device),
-        )
+        words = -(-(len(_SLOTTED) * slots + 1) // _RECORD_WORDS) * _RECORD_WORDS
+        record = torch.zeros((rows, words), dtype=torch.int32, device=device)
+        return cls.of_record(record, slots).clear_()
 
     @property
     def rows(self) -> int:
@@ -134,6 +160,11 @@ class SteerTable:
     @property
     def device(self) -> torch.device:
         return self.direction.device
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        """From a row to the next: 4-byte words of a slotted column, bytes of a flag."""
+        return self.direction.stride(0), self.preserve_norm.stride(0)
 
     def columns(self) -> tuple[Tensor, ...]:
         """The tensors in the order of the operators' schemas."""
@@ -152,22 +183,29 @@ class SteerTable:
 
     def copy_(self, other: SteerTable) -> SteerTable:
         """Take over another table's values (same shape), keeping the addresses."""
+        if self.direction.shape != other.direction.shape:
+            raise ValueError(
+                f"other has {other.rows} rows of {other.slots} slots, this table has {self.rows} of {self.slots}"
+            )
+        if self.record is not None and other.record is not None:
+            self.record.copy_(other.record)
+            return self
         for mine, theirs in zip(self.columns(), other.columns()):
-            if mine.shape != theirs.shape:
-                raise ValueError(
-                    f"other has {other.rows} rows of {other.slots} slots, this table has {self.rows} of {self.slots}"
-                )
             mine.copy_(theirs)
         return self
 
     def first(self, rows: int) -> SteerTable:
         """A table of its first rows, in the same memory."""
+        if self.record is not None:
+            return SteerTable.of_record(self.record[:rows], self.slots)
         return SteerTable(*(column[:rows] for column in self.columns()))
 
     def to(self, device: torch.device | str) -> SteerTable:
         """A copy on another device (the same table where it already lies there)."""
         if torch.device(device) == self.device:
             return self
+        if self.record is not None:
+            return SteerTable.of_record(self.record.to(device), self.slots)
         return SteerTable(*(column.to(device) for column in self.columns()))
 
     def validate(self, k: int, *, exact: bool = False) -> SteerTable:
@@ -185,7 +223,7 @@ class SteerTable:
         return self
 
     def misshapen(self, exact: bool = False) -> Iterator[Exception]:
-        """What is wrong with the columns' shapes, dtypes and layout; reads no values."""
+        """What is wrong with the columns' shapes, dtypes and devices; reads no values."""
         if self.direction.ndim != 2:
             yield ValueError(f"table.direction must be [R, S], got shape {list(self.direction.shape)}")
         rows, slots = self.direction.shape
@@ -199,8 +237,22 @@ class SteerTable:
                 yield ValueError(f"table.{name} must have shape {list(want)}, got {list(column.shape)}")
             if column.device != self.device:
                 yield ValueError(f"table.{name} is on {column.device}, table.direction on {self.device}")
-            if not column.is_contiguous():
-                yield ValueError(f"table.{name} must be contiguous, got strides {column.stride()}")
+
+    def astray(self) -> Iterator[Exception]:
+        """What is wrong with the columns for a kernel, which knows one stride for all slots and one for the flags."""
+        yield from self.misshapen()
+        for name in _COLUMNS:
+            column, first = getattr(self, name), "direction" if name in _SLOTTED else "preserve_norm"
+            line = getattr(self, first).stride(0)
+            if self.rows > 1 and column.stride(0) != line:
+                yield ValueError(
+                    f"table.{name} has rows {column.stride(0)} entries apart and table.{first} {line}; they must "
+                    f"lie alike: make every column contiguous, or the table by SteerTable.empty"
+                )
+            if name in _SLOTTED and self.slots > 1 and column.stride(1) != 1:
+                yield ValueError(
+                    f"table.{name} must be contiguous in its last dimension, got strides {column.stride()}"
+                )
 
     def _misvalued(self, k: int) -> Iterator[Exception]:
         used = (self.direction != -1).cpu()

@@ -6,31 +6,48 @@ empty, and `SteerTable.validate` reports it.
 
 from __future__ import annotations
 
+import math
 import os
 from functools import lru_cache
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .moments import Moments
+from .precision import whole_float32
+from .sites import Bound, Site
 from .table import SteerTable
 
-# From this width the kernel that takes one triangle beats a matrix product of the whole square.
-TRIANGLE_FROM = 4096
-# Side of the blocks of the second moment below.
-_SQUARE = 1024
+# The kernel that takes one triangle does half the products of cuBLAS on the whole square, each as six bfloat16
+# ones on tensor cores. By counted work it wins where those are so much faster than float32 without them:
+# dense bfloat16 over float32 of the data sheets, by compute capability, for the cards where that is so.
+_BFLOAT16_OVER_FLOAT32 = {(8, 0): 16.0, (9, 0): 14.8, (10, 0): 30.0, (10, 3): 30.0}
+# Least advantage on paper: neither side has been measured, and of its rate a kernel without stages may reach a third
+# and cuBLAS nearly all.
+_LEAST_ADVANTAGE = 4.0
+# And the least width at which there are tiles enough for every multiprocessor.
+_TRIANGLE_WIDTH = 4096
+# Side of the blocks of the second moment by cuBLAS, and what they compute of the triangle: whole squares on its edge.
+_SQUARE, _BLOCKS_OF_TRIANGLE = 1024, 1.25
+# Compiled launches that a site keeps, one for each number of rows.
+_MOST_KEPT = 64
 # Rows held about the shift in float32 at a time.
 _CHUNK_ROWS = 8192
 
 
 def unavailable() -> str | None:
-    """Why this backend cannot run here, None if it can."""
+    """Why this backend cannot run here, None if it can: on a GPU one empty launch decides."""
     if find_spec("triton") is None:
         return "the package triton is not installed; pip install triton (it comes with torch for GPUs)"
-    if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
-        return None
-    return "there is no GPU; TRITON_INTERPRET=1, set before emosteer is used, runs it slowly on a CPU"
+    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        return "there is no GPU; TRITON_INTERPRET=1, set before emosteer is used, runs it slowly on a CPU"
+    try:
+        return import_module("emosteer.kernels.capability").lacking()
+    except Exception as error:  # whatever a package of another version or half a package raises
+        return f"the installed triton does not load ({type(error).__name__}: {error})"
 
 
 def steer_(x: Tensor, directions: Tensor, table: SteerTable, token_row: Tensor | None, scale: float) -> None:
@@ -41,14 +58,14 @@ def steer_(x: Tensor, directions: Tensor, table: SteerTable, token_row: Tensor |
         x.copy_(steered)
         return
     with _device(x):
-        launches.steer(x, rows, None, directions, _columns(table), token_row, scale).run()
+        launches.steer(x, rows, None, directions, _checked(table), token_row, scale).run()
 
 
 def steer(x: Tensor, directions: Tensor, table: SteerTable, token_row: Tensor | None, scale: float) -> Tensor:
     launches, out = _launches(), torch.empty(x.shape, dtype=x.dtype, device=x.device)
     x, rows = _readable(x)
     with _device(x):
-        launches.steer(x, rows, out, directions, _columns(table), token_row, scale).run()
+        launches.steer(x, rows, out, directions, _checked(table), token_row, scale).run()
     return out
 
 
@@ -91,7 +108,7 @@ def steer_rms_norm_(
             normed,
             _weight(weight, x),
             directions,
-            _columns(table),
+            _checked(table),
             token_row,
             scale,
             eps,
@@ -100,13 +117,65 @@ def steer_rms_norm_(
     return normed
 
 
+def bind(site: Site, dtype: torch.dtype) -> Bound:
+    """`steer_rms_norm_` of contiguous rows of a dtype: compiled kernels are kept by the number of rows."""
+    weight, directions, table = site.weight, site.directions, site.table
+    rest = site.scale, None, site.eps, site.weight_offset
+    device = directions.device
+    kept: dict[tuple, Any] = {}
+    empty_like = torch.empty_like
+
+    def first(x: Tensor, token_row: Tensor | None, normed: Tensor, key: tuple) -> None:
+        launches, rows = _launches(), _launches().Rows.dense(x)
+        scale, _, eps, offset = rest
+        arguments = x, rows, None, rows, normed, _weight(weight, x), directions, _checked(table), token_row
+        with _device(x):
+            launch = launches.steer_rms_norm(*arguments, scale, eps, offset)
+            if len(kept) >= _MOST_KEPT:
+                kept.clear()
+            changing = "x", "residual", "normed", *(() if token_row is None else ("token_row",))
+            kept[key] = import_module("emosteer.kernels.kept").Kept(launch, *changing)
+
+    def bound(x: Tensor, token_row: Tensor | None) -> Tensor:
+        if not capable:
+            return steer_rms_norm_(x, weight, directions, table, token_row, *rest)
+        normed = empty_like(x)
+        of_x, of_normed = x.data_ptr(), normed.data_ptr()
+        key = x.numel(), token_row is None, (of_x | of_normed) & 15
+        launch = kept.get(key)
+        if launch is None:
+            first(x, token_row, normed, key)
+        elif current_device() != device.index:
+            with _device(x):
+                launch.start(stream(device.index), of_x, of_x, of_normed, *_addresses(token_row))
+        elif token_row is None:
+            launch.start(stream(device.index), of_x, of_x, of_normed)
+        else:
+            launch.start(stream(device.index), of_x, of_x, of_normed, token_row.data_ptr())
+        return normed
+
+    capable = weight.dtype in (dtype, torch.float32) and not _launches().INTERPRETED
+    if capable:
+        current_device, stream = torch._C._cuda_getDevice, torch._C._cuda_getCurrentRawStream
+    return bound
+
+
+def _addresses(token_row: Tensor | None) -> tuple[int, ...]:
+    return () if token_row is None else (token_row.data_ptr(),)
+
+
 def project(x: Tensor, directions: Tensor, center: Tensor | None, cosine: bool) -> Tensor:
     scores = torch.empty((*x.shape[:-1], directions.shape[0]), dtype=torch.float32, device=x.device)
     if not scores.numel():
         return scores
-    x, rows = _readable(x)
+    launches, (x, rows) = _launches(), _readable(x)
     with _device(x):
-        _launches().project(x, rows, directions, center, cosine, scores).run()
+        if splits := launches.splits(x, directions):
+            parts = torch.empty(splits, *scores.view(-1, scores.shape[-1]).shape, device=x.device)
+            launches.project_parts(x, rows, directions, center, parts).run()
+            launches.combine_parts(x, rows, center, cosine, parts, scores).run()
+        else:
+            launches.project(x, rows, directions, center, cosine, scores).run()
     return scores
 
 
@@ -119,16 +188,43 @@ def project_extremes_(
     center: Tensor | None,
     cosine: bool,
 ) -> None:
-    x, rows = _readable(x)
+    launches, (x, rows) = _launches(), _readable(x)
     with _device(x):
-        _launches().project_extremes(x, rows, directions, center, cosine, maximum, total, token_row).run()
+        if splits := launches.splits(x, directions):
+            parts = torch.empty(splits, x.numel() // x.shape[-1], len(directions), device=x.device)
+            launches.project_parts(x, rows, directions, center, parts).run()
+            into = maximum, total, token_row
+            launches.combine_parts(x, rows, center, cosine, parts, None, *into).run()
+        else:
+            into = maximum, total, token_row
+            launches.project_extremes(x, rows, directions, center, cosine, *into).run()
+
+
+def triangle_from(capability: tuple[int, int] | None) -> float:
+    """The width from which the second moment is taken by the triangular kernel and not by cuBLAS in blocks.
+
+    Args:
+        capability: of an NVIDIA GPU; None for another device.
+    """
+    advantage = _BLOCKS_OF_TRIANGLE * _BFLOAT16_OVER_FLOAT32.get(capability or (0, 0), 0.0) / 6
+    return _TRIANGLE_WIDTH if advantage >= _LEAST_ADVANTAGE else math.inf
+
+
+def _triangle(x: Tensor) -> bool:
+    """Whether the triangular kernel takes rows like `x`."""
+    return x.shape[-1] >= triangle_from(_capability(x.device.index) if x.is_cuda else None)
+
+
+@lru_cache
+def _capability(device: int) -> tuple[int, int] | None:
+    return None if torch.version.hip else torch.cuda.get_device_capability(device)
 
 
 def moments_update_(moments: Moments, x: Tensor, token_group: Tensor | None, weight: Tensor | None) -> None:
     """Nothing here asks the device for a value: what the first update decides is decided by masks."""
     launches = _launches()
     x, rows = _readable(x)
-    dim, n = x.shape[-1], x.numel() // x.shape[-1]
+    dim, n, triangle = x.shape[-1], x.numel() // x.shape[-1], _triangle(x)
     counted = weight if weight is not None else torch.ones(n, device=x.device)
     with _device(x):
         if token_group is not None:
@@ -149,12 +245,12 @@ def moments_update_(moments: Moments, x: Tensor, token_group: Tensor | None, wei
         moments.shift.copy_(torch.where(first, pilot[0] / all_counted, moments.shift))
         moments.started.logical_or_(all_counted > 0)
 
-        if moments.scatter is not None and dim >= TRIANGLE_FROM:
+        if moments.scatter is not None and triangle:
             dense = moments.scatter.contiguous()  # itself on a GPU; on a CPU rows may stand apart
             launches.scatter(x, rows, counted, moments.shift, dense).run()
             if dense is not moments.scatter:
                 moments.scatter.copy_(dense)
-        if moments.scatter is None or dim >= TRIANGLE_FROM:
+        if moments.scatter is None or triangle:
             launches.group_sums(x, rows, token_group, counted, moments.sum, shift=moments.shift).run()
             return
         flat = x.reshape(n, dim)
@@ -177,12 +273,13 @@ def moments_update_(moments: Moments, x: Tensor, token_group: Tensor | None, wei
 def _add_lower_blocks_(scatter: Tensor, rows: Tensor) -> None:
     """`scatter += rowsᵀ rows` on the blocks on and below the diagonal."""
     dim = rows.shape[1]
-    for start in range(0, dim, _SQUARE):
-        stop = min(start + _SQUARE, dim)
-        if start:
-            scatter[start:stop, :start].addmm_(rows[:, start:stop].T, rows[:, :start])
-        corner = rows[:, start:stop]
-        scatter[start:stop, start:stop] += (corner.T @ corner).tril_()
+    with whole_float32(rows.device.type):
+        for start in range(0, dim, _SQUARE):
+            stop = min(start + _SQUARE, dim)
+            if start:
+                scatter[start:stop, :start].addmm_(rows[:, start:stop].T, rows[:, :start])
+            corner = rows[:, start:stop]
+            scatter[start:stop, start:stop] += (corner.T @ corner).tril_()
 
 
 @lru_cache(maxsize=1)
@@ -209,10 +306,10 @@ def _weight(weight: Tensor, x: Tensor) -> Tensor:
     return weight if weight.dtype in (x.dtype, torch.float32) else weight.float()
 
 
-def _columns(table: SteerTable) -> tuple[Tensor, ...]:
-    """The columns, their shapes and dtypes checked at the first use of a table."""
+def _checked(table: SteerTable) -> SteerTable:
+    """The table, its shapes, dtypes and strides checked at its first use."""
     if table._handle is None:
-        for problem in table.misshapen():
+        for problem in table.astray():
             raise problem
         object.__setattr__(table, "_handle", False)
-    return table.columns()
+    return table

@@ -15,13 +15,15 @@ struct RowView {
   bool aligned = false;           // every row starts at a multiple of 16 bytes
 };
 
-// The columns of a SteerTable (R rows of S slots), at fixed addresses.
+// The columns of a SteerTable (R rows of S slots), at fixed addresses. Rows are `line` entries of a slotted column
+// apart and `flag_line` bytes of the two flags: in a packed record all of a row lies side by side.
 struct Table {
   std::int64_t rows;
   int slots;
   const std::int32_t* direction;
   const float *strength, *low, *high, *rotate;
   const std::uint8_t *preserve_norm, *relative;
+  std::int64_t line, flag_line;
 };
 
 struct NormArgs {
@@ -66,6 +68,8 @@ struct ProjectArgs {
 // Elements of a row that one thread keeps in registers.
 constexpr int kElements = 16;
 constexpr int kWarp = 32;
+// Bytes that the caches take from memory at a time.
+constexpr int kLine = 128;
 constexpr int kMaxThreads = 512;
 constexpr int kMaxDim = kElements * kMaxThreads;
 // A warp reads the slots of a table row at once and solves them side by side.

@@ -1,6 +1,6 @@
 // Steering one row in double, norms taken from the vectors themselves: for rows whose sums overflow,
-// vanish or cancel in float32, and for several directions under preserve_norm = 2. It is rare, so it
-// reads the row again, a few elements at a time, and costs the common path no register.
+// vanish or cancel in float32, and directions so nearly dependent that it cannot tell them apart. It is rare,
+// so it reads the row again, a few elements at a time, and costs the common path no register.
 #pragma once
 #include "program.cuh"
 
@@ -53,23 +53,23 @@ struct Directions {
 };
 
 // <v_s, v_t> of the used slots, computed by the team, left in the shared memory of the first warp.
-template <class T>
+template <class T, class Real>
 __device__ __forceinline__ void gram_matrix(Team& team, const Directions& directions, const Program& program,
-                                            double* gram, int slots) {
+                                            Real* gram, int slots) {
   for (unsigned rows = program.used; rows; rows &= rows - 1) {
     const int s = __ffs(rows) - 1;
     const float* u = directions.of(program, s);
-    double mine = 0;  // lane t: <v_s, v_t>
+    Real mine = 0;  // lane t: <v_s, v_t>
     for (unsigned columns = program.used & ((2u << s) - 1); columns; columns &= columns - 1) {
       const int t = __ffs(columns) - 1;
       const float* v = directions.of(program, t);
-      double sum = 0;
+      Real sum = 0;
       for_each_quad<T>(team, [&](int at) {
         float a[4], b[4];
         load<4>(u, at, directions.dim, directions.aligned, a);
         load<4>(v, at, directions.dim, directions.aligned, b);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) sum += static_cast<double>(a[i]) * b[i];
+        for (int i = 0; i < 4; ++i) sum += static_cast<Real>(a[i]) * b[i];
       });
       sum = sum_of_lanes(sum);
       if (team.lane == t) mine = sum;
@@ -124,7 +124,7 @@ __device__ __forceinline__ bool steer_exactly(Team& team, const SteerArgs& args,
   if (split) {
     gram_matrix<T>(team, directions, program, gram, args.table.slots);
     double share = 0;
-    if (team.warp == 0) share = solve_share(gram, args.table.slots, program.used, team.lane, p);
+    if (team.warp == 0) share = Factor<double>(gram, args.table.slots, program.used, team.lane).share(p, team.lane);
     outside = team.sum_of_warps(share);
     inside = a * outside + change.b;
   }

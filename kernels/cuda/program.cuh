@@ -11,6 +11,8 @@ constexpr float kCancelled = 1e-3f;
 constexpr float kParallel = 1e-6f;
 // Directions that repeat each other make the Gram matrix singular; below this it counts as such.
 constexpr double kGramTolerance = 1e-6;
+// And below this float32 does not tell what one adds to the others.
+constexpr float kDependent = 1e-3f;
 
 struct Program {
   unsigned used = 0;     // bit s: slot s steers; 0: the row is left alone
@@ -29,7 +31,7 @@ struct Program {
 __device__ __forceinline__ Program read_program(const Table& table, std::int64_t row, int n_directions, int lane) {
   Program program;
   if (row < 0 || row >= table.rows) return program;
-  const std::int64_t at = row * table.slots + lane;
+  const std::int64_t at = row * table.line + lane;
   bool used = false;
   if (lane < table.slots) {  // all of a slot at once: nothing here waits for its direction
     program.direction = table.direction[at];
@@ -42,8 +44,8 @@ __device__ __forceinline__ Program read_program(const Table& table, std::int64_t
   if (!used) program.rotate = 0;
   program.used = __ballot_sync(kAllLanes, used);
   program.rotates = __ballot_sync(kAllLanes, program.rotate != 0);
-  program.preserve_norm = table.preserve_norm[row];
-  program.relative = table.relative[row] != 0;
+  program.preserve_norm = table.preserve_norm[row * table.flag_line];
+  program.relative = table.relative[row * table.flag_line] != 0;
   return program;
 }
 
@@ -100,54 +102,69 @@ __device__ __forceinline__ void keep_orthogonal(Real norm, Real inside, Real out
   *g = outside > norm * kParallel && room > 0 ? root(room) / outside : 0;
 }
 
-// x = Σ share_j v_j + a part orthogonal to every v_j: solves gram·share = p with one warp, a lane a slot,
-// by Cholesky with diagonal pivoting, leaving out directions that repeat earlier ones. Row `pivot` of
-// `gram` [S, S] is overwritten with the column of the factor that it leads to. Returns the share of this
-// lane, 0 where its slot is unused.
-__device__ __forceinline__ double solve_share(double* gram, int slots, unsigned used, int lane, double p) {
-  const bool mine = used >> lane & 1;
-  double rest = mine ? gram[lane * slots + lane] : 0, right = mine ? p : 0;
+// A Cholesky factor of a Gram matrix [S, S] with diagonal pivoting, by one warp, a lane a slot. Row `pivot` of
+// the matrix is overwritten with the column of the factor that it leads to; directions that repeat earlier ones
+// are left out.
+template <class Real>
+struct Factor {
+  Real* gram;
+  int slots, rank = 0;
   int place = -1;  // of this lane's slot among the pivots
   int order = 0;   // lane i: the slot of pivot i
-  int rank = 0;
-  for (const int count = __popc(used); rank < count; ++rank) {
-    double best = mine && place < 0 ? rest : -1;
-    int pivot = lane;
+  Real least = 1;  // of the squares of what each direction adds to those before it
+
+  __device__ __forceinline__ Factor(Real* gram, int slots, unsigned used, int lane) : gram(gram), slots(slots) {
+    const bool mine = used >> lane & 1;
+    Real rest = mine ? gram[lane * slots + lane] : 0;
+    for (const int count = __popc(used); rank < count; ++rank) {
+      Real best = mine && place < 0 ? rest : -1;
+      int pivot = lane;
 #pragma unroll
-    for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-      const double other = __shfl_xor_sync(kAllLanes, best, distance);
-      const int at = __shfl_xor_sync(kAllLanes, pivot, distance);
-      if (other > best || (other == best && at < pivot)) best = other, pivot = at;
+      for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+        const Real other = __shfl_xor_sync(kAllLanes, best, distance);
+        const int at = __shfl_xor_sync(kAllLanes, pivot, distance);
+        if (other > best || (other == best && at < pivot)) best = other, pivot = at;
+      }
+      best = __shfl_sync(kAllLanes, best, 0);  // one answer for all, also among NaNs
+      pivot = __shfl_sync(kAllLanes, pivot, 0);
+      least = best < least ? best : least;
+      if (!(best > static_cast<Real>(kGramTolerance))) break;
+      const Real diagonal = root(best);
+      Real value = mine ? gram[pivot * slots + lane] : 0;
+      for (int k = 0; k < rank; ++k) {
+        const Real* column = gram + __shfl_sync(kAllLanes, order, k) * slots;
+        if (mine) value -= column[lane] * column[pivot];
+      }
+      value = lane == pivot ? diagonal : value / diagonal;
+      if (mine) gram[pivot * slots + lane] = value;
+      if (lane == rank) order = pivot;
+      if (lane == pivot) place = rank;
+      if (place < 0) rest -= value * value;
+      __syncwarp();
     }
-    best = __shfl_sync(kAllLanes, best, 0);  // one answer for all, also among NaNs
-    pivot = __shfl_sync(kAllLanes, pivot, 0);
-    if (!(best > kGramTolerance)) break;
-    const double diagonal = sqrt(best);
-    double value = mine ? gram[pivot * slots + lane] : 0;
-    for (int k = 0; k < rank; ++k) {
-      const double* column = gram + __shfl_sync(kAllLanes, order, k) * slots;
-      if (mine) value -= column[lane] * column[pivot];
-    }
-    value = lane == pivot ? diagonal : value / diagonal;
-    if (mine) gram[pivot * slots + lane] = value;
-    if (lane == rank) order = pivot;
-    const double solved = __shfl_sync(kAllLanes, right, pivot) / diagonal;
-    if (lane == pivot) {
-      place = rank;
-      right = solved;
-    } else if (place < 0) {
-      rest -= value * value;
-      right -= value * solved;
-    }
-    __syncwarp();
   }
-  for (int i = rank - 1; i >= 0; --i) {
-    const int pivot = __shfl_sync(kAllLanes, order, i);
-    if (lane == pivot) right /= gram[pivot * slots + pivot];
-    const double share = __shfl_sync(kAllLanes, right, pivot);
-    if (place >= 0 && place < i) right -= gram[lane * slots + pivot] * share;
+
+  // x = Σ share_j v_j + a part orthogonal to every v_j, for p_j = <x, v_j>: the share of this lane, 0 where its
+  // slot is unused or left out.
+  __device__ __forceinline__ Real share(Real p, int lane) const {
+    Real right = p;
+    for (int i = 0; i < rank; ++i) {
+      const int pivot = __shfl_sync(kAllLanes, order, i);
+      const Real* column = gram + pivot * slots;
+      const Real solved = __shfl_sync(kAllLanes, right, pivot) / column[pivot];
+      if (lane == pivot)
+        right = solved;
+      else if (place > i)
+        right -= column[lane] * solved;
+    }
+    for (int i = rank - 1; i >= 0; --i) {
+      const int pivot = __shfl_sync(kAllLanes, order, i);
+      if (lane == pivot) right /= gram[pivot * slots + pivot];
+      const Real share = __shfl_sync(kAllLanes, right, pivot);
+      if (place >= 0 && place < i) right -= gram[lane * slots + pivot] * share;
+    }
+    return place >= 0 ? right : 0;
   }
-  return place >= 0 ? right : 0;
-}
+};
 
 }  // namespace emosteer::cuda

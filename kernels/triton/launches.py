@@ -6,17 +6,18 @@ predicted speed, so what is proven is what runs.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import triton
 from torch import Tensor
 
+from .capability import INTERPRETED, PLATFORM, precision
 from .long_rows import rms_norm_long_kernel, steer_long_kernel
 from .moments import group_sums_kernel, scatter_kernel
 from .norm import rms_norm_kernel
 from .paths import Kernel
-from .project import project_extremes_kernel, project_kernel
+from .project import combine_parts_kernel, project_extremes_kernel, project_kernel, project_parts_kernel
 from .steer import steer_kernel, steer_rms_norm_kernel
 
 # The longest row that one program keeps in registers: 16 elements for each of 512 threads.
@@ -38,9 +39,26 @@ SLOTS, MOST_RESIDENT_SLOTS = (1, 16, 64), 16
 MOST_DOWN = 65535
 # Of a multiprocessor, on every NVIDIA GPU since compute capability 5.0.
 REGISTERS = 65536
-INTERPRETED = triton.knobs.runtime.interpret
-# Six bfloat16 products for one of float32; the interpreter's are float32 anyway and have no such name.
-PRECISION = "ieee" if INTERPRETED else "bf16x6"
+PRECISION = precision(PLATFORM)
+# Up to so many rows a projection splits its columns between programs: as many as make `ENOUGH_BLOCKS` (two for each
+# multiprocessor of the largest GPUs), of `PART_STEPS` steps at least, so that adding up does not take longer.
+FEW_ROWS, ENOUGH_BLOCKS, PART_STEPS, MOST_PARTS = 64, 264, 1 if INTERPRETED else 8, 32
+_PARTS = {"BLOCK_N": 16, "BLOCK_K": 64 if INTERPRETED else 16, "BLOCK_D": 1024 if INTERPRETED else 32}
+
+
+class Table(Protocol):
+    """What is read of an `emosteer.ops.SteerTable`, which lives a floor above."""
+
+    rows: int
+    slots: int
+    strides: tuple[int, int]
+    direction: Tensor
+    strength: Tensor
+    low: Tensor
+    high: Tensor
+    rotate: Tensor
+    preserve_norm: Tensor
+    relative: Tensor
 
 
 class Launch(NamedTuple):
@@ -58,9 +76,15 @@ class Launch(NamedTuple):
     resident: int
     stages: int = 1
 
-    def run(self) -> None:
-        """Start it on the current device and stream."""
-        self.kernel[self.grid](**self.arguments, **self.constants, **self.options())
+    def run(self) -> Any:
+        """Start it on the current device and stream; Triton's compiled kernel, None in the interpreter."""
+        return self.kernel[self.grid](**self.arguments, **self.constants, **self.options())
+
+    def constants_on(self, platform: str) -> dict[str, Any]:
+        """The constants on another platform ("cuda", "hip") than this machine's."""
+        if "PRECISION" not in self.constants:
+            return self.constants
+        return self.constants | {"PRECISION": precision(platform)}
 
     def options(self, warp_size: int = WARP_SIZE) -> dict[str, Any]:
         """What the compiler is told beside the constants; AMD's warps are twice as wide, so half as many."""
@@ -118,13 +142,13 @@ def steer(
     rows: Rows,
     out: Tensor | None,
     directions: Tensor,
-    columns: tuple[Tensor, ...],
+    table: Table,
     token_row: Tensor | None,
     scale: float,
 ) -> Launch:
     """`out` None: in place."""
-    (n, dim), steering = _size(x), _steering(x, directions, columns, token_row, scale)
-    slots = _slots(columns)
+    (n, dim), steering = _size(x), _steering(x, directions, table, token_row, scale)
+    slots = _slots(table)
     arguments = {"x": x, "out": x if out is None else out, "in_place": int(out is None)}
     arguments |= rows.named() | steering
     if _resident(steer_kernel, arguments, slots):
@@ -152,14 +176,14 @@ def steer_rms_norm(
     normed: Tensor,
     weight: Tensor,
     directions: Tensor,
-    columns: tuple[Tensor, ...],
+    table: Table,
     token_row: Tensor | None,
     scale: float,
     eps: float,
     weight_offset: float,
 ) -> Launch:
-    (n, dim), steering = _size(x), _steering(x, directions, columns, token_row, scale)
-    slots = _slots(columns)
+    (n, dim), steering = _size(x), _steering(x, directions, table, token_row, scale)
+    slots = _slots(table)
     arguments = {
         "x": x,
         "residual": x if residual is None else residual,
@@ -250,6 +274,73 @@ def project_extremes(
     )
 
 
+def splits(x: Tensor, directions: Tensor) -> int:
+    """Between how many programs the columns of a projection are split; 0 where its rows alone make enough tiles."""
+    (n, dim), k = _size(x), directions.shape[0]
+    if n > FEW_ROWS:
+        return 0
+    tiles = triton.cdiv(k, _PARTS["BLOCK_K"]) * triton.cdiv(n, _PARTS["BLOCK_N"])
+    longest = triton.cdiv(dim, PART_STEPS * _PARTS["BLOCK_D"])
+    return max(min(triton.cdiv(ENOUGH_BLOCKS, tiles), longest, MOST_PARTS), 1)
+
+
+def project_parts(x: Tensor, rows: Rows, directions: Tensor, center: Tensor | None, parts: Tensor) -> Launch:
+    """`parts` `[splits, N, K]`, for `combine_parts`."""
+    (n, dim), (k, _), block = _size(x), directions.shape, _PARTS["BLOCK_D"]
+    span = triton.cdiv(triton.cdiv(dim, parts.shape[0]), block) * block
+    grid = triton.cdiv(k, _PARTS["BLOCK_K"]), triton.cdiv(n, _PARTS["BLOCK_N"]), parts.shape[0]
+    arguments = {
+        "x": x,
+        "directions": directions,
+        "center": directions if center is None else center,
+        "has_center": int(center is not None),
+        "parts": parts,
+        "rows": n,
+        "n_directions": k,
+        "dim": dim,
+        "span": span,
+        **rows.named(),
+    }
+    constants = {**_PARTS, "PRECISION": PRECISION}
+    return Launch(project_parts_kernel.path(arguments), grid, arguments, constants, 4, 384, stages=2)
+
+
+def combine_parts(
+    x: Tensor,
+    rows: Rows,
+    center: Tensor | None,
+    cosine: bool,
+    parts: Tensor,
+    scores: Tensor | None,
+    maximum: Tensor | None = None,
+    total: Tensor | None = None,
+    token_row: Tensor | None = None,
+) -> Launch:
+    """Into `scores`, or into `maximum` and `total` by `token_row`."""
+    n, dim = _size(x)
+    programs = 1 if maximum is None else maximum.shape[0]
+    arguments = {
+        "x": x,
+        "center": parts if center is None else center,
+        "has_center": int(center is not None),
+        "parts": parts,
+        "scores": parts if scores is None else scores,
+        "maximum": parts if maximum is None else maximum,
+        "total": parts if total is None else total,
+        "token_row": parts.view(torch.int32) if token_row is None else token_row,
+        "rows": n,
+        "spread": _spread(n, programs, token_row),
+        "programs": programs,
+        "n_directions": parts.shape[2],
+        "dim": dim,
+        "splits": parts.shape[0],
+        **rows.named(),
+    }
+    constants = {"COSINE": cosine, "EXTREMES": scores is None, "BLOCK_K": 128}
+    constants |= {"BLOCK_I": MOST_PARTS, "BLOCK": LONG_BLOCK}
+    return Launch(combine_parts_kernel.path(arguments), (n,), arguments, constants, 8, 512)
+
+
 def group_sums(
     x: Tensor,
     rows: Rows,
@@ -322,9 +413,9 @@ def _in_blocks(
     return Launch(kernel.path(arguments), grid, arguments, constants, LONG_BLOCK // FEW_REGISTERS, resident)
 
 
-def _slots(columns: tuple[Tensor, ...]) -> int:
+def _slots(table: Table) -> int:
     """The slots of the variant for a table."""
-    slots = columns[0].shape[1]
+    slots = table.slots
     for bound in SLOTS:
         if slots <= bound:
             return bound
@@ -340,46 +431,46 @@ def _spread(n: int, programs: int, token_row: Tensor | None) -> int:
 
 
 def _steering(
-    x: Tensor, directions: Tensor, columns: tuple[Tensor, ...], token_row: Tensor | None, scale: float
+    x: Tensor, directions: Tensor, table: Table, token_row: Tensor | None, scale: float
 ) -> dict[str, Any]:
-    direction, strength, low, high, rotate, preserve_norm, relative = columns
-    (n, dim), (programs, slots) = _size(x), direction.shape
+    (n, dim), programs = _size(x), table.rows
+    line, flag_line = table.strides
     return {
         "directions": directions,
-        "direction": direction,
-        "strength": strength,
-        "low": low,
-        "high": high,
-        "rotate": rotate,
-        "preserve_norm": preserve_norm,
-        "relative": relative,
-        "token_row": direction if token_row is None else token_row,
+        "direction": table.direction,
+        "strength": table.strength,
+        "low": table.low,
+        "high": table.high,
+        "rotate": table.rotate,
+        "preserve_norm": table.preserve_norm,
+        "relative": table.relative,
+        "token_row": table.direction if token_row is None else token_row,
         "scale": scale,
         "dim": dim,
         "rows": n,
         "n_directions": directions.shape[0],
         "programs": programs,
         "spread": _spread(n, programs, token_row),
-        "slots": slots,
+        "slots": table.slots,
+        "line": line,
+        "flag_line": flag_line,
     }
 
 
 def _tiles(x: Tensor, directions: Tensor) -> tuple[tuple[int, int], dict[str, Any], int, int]:
-    """A tile of 64 directions against 64 rows, of 16 where there are few rows and programs are wanted."""
-    n, k = _size(x)[0], directions.shape[0]
-    few = n <= 64
+    """A tile of 64 directions against 64 rows."""
     constants: dict[str, Any] = {
-        "BLOCK_N": 16 if few else 64,
-        "BLOCK_K": 16 if few else 64,
-        "BLOCK_D": 16
-        if x.element_size() == 4 and not few
-        else 32,  # 64 bytes of a row; more spills on sm_100
+        "BLOCK_N": 64,
+        "BLOCK_K": 64,
+        "BLOCK_D": 16 if x.element_size() == 4 else 32,  # 64 bytes of a row; more spills on sm_100
         "PRECISION": PRECISION,
     }
     if INTERPRETED:
-        constants |= {"BLOCK_K": 64, "BLOCK_D": 1024}
-    grid = _over_rows(triton.cdiv(k, constants["BLOCK_K"]), n, constants["BLOCK_N"])
-    return (grid, constants, 4, 384) if few else (grid, constants, 8, 256)
+        constants |= {"BLOCK_D": 1024}
+    grid = _over_rows(
+        triton.cdiv(directions.shape[0], constants["BLOCK_K"]), _size(x)[0], constants["BLOCK_N"]
+    )
+    return grid, constants, 8, 256
 
 
 def _over_rows(across: int, n: int, together: int) -> tuple[int, int]:

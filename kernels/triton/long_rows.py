@@ -58,13 +58,13 @@ def coefficients(
 ):
     """`(α, β, changed)` of the row update, `β` `[SLOTS]`."""
     directions, n_directions, dim = bank
-    direction, strength, low, high, rotate, preserve_norm, relative, slots = table
+    direction, strength, low, high, rotate, preserve_norm, relative, slots, line, flag_line = table
     i = tl.arange(0, SLOTS)
-    first = row * slots
+    first = row * line
     square = square_of(x, residual, has_residual, dim, BLOCK)
     norm = tl.sqrt(square)
-    unit = scale * tl.where(tl.load(relative + row) != 0, norm, 1.0)
-    preserve = tl.load(preserve_norm + row)
+    unit = scale * tl.where(tl.load(relative + row * flag_line) != 0, norm, 1.0)
+    preserve = tl.load(preserve_norm + row * flag_line)
     p = tl.zeros([SLOTS], dtype=tl.float64)
     b = tl.zeros([SLOTS], dtype=tl.float64)
     gram = tl.zeros([SLOTS, SLOTS], dtype=tl.float64)
@@ -150,6 +150,8 @@ def steer_long_kernel(
     programs,
     spread,
     slots,
+    line,
+    flag_line,
     in_place,
     has_residual,
     inner,
@@ -169,7 +171,7 @@ def steer_long_kernel(
     there = out + tl.where(in_place != 0, offset, n * dim)
     other = residual + row_offset(n, residual_inner, residual_outer_stride, residual_inner_stride)
     bank = (directions, n_directions, dim)
-    table = (direction, strength, low, high, rotate, preserve_norm, relative, slots)
+    table = (direction, strength, low, high, rotate, preserve_norm, relative, slots, line, flag_line)
     row = table_row(token_row, n, rows, spread, programs)
     alpha = tl.full([], 1.0, dtype=tl.float64)
     beta = tl.zeros([SLOTS], dtype=tl.float64)
@@ -184,7 +186,7 @@ def steer_long_kernel(
         if changed:
             y = alpha * wide.to(tl.float64)
             for s in range(slots):
-                v = direction_row(bank, tl.load(direction + row * slots + s), at, fits)
+                v = direction_row(bank, tl.load(direction + row * line + s), at, fits)
                 y += element(beta, s) * v.to(tl.float64)
             raw = y.to(tl.float32).to(raw.dtype)
         if changed | (in_place == 0) | (has_residual != 0):

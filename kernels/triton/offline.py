@@ -57,7 +57,11 @@ class Resources:
 
 def compile(launch: Launch, target: str) -> tuple[Resources, str]:
     """Compile a launch for one of `TARGETS`: what it needs, and its machine code as text."""
-    compiled = compiled_kernel(launch, target)
+    return read(compiled_kernel(launch, target), launch, target)
+
+
+def read(compiled: Any, launch: Launch, target: str) -> tuple[Resources, str]:
+    """What Triton's compiled kernel of a launch needs, and its machine code as text."""
     warp_size = TARGETS[target].warp_size
     threads = launch.options(warp_size)["num_warps"] * warp_size
     if target.startswith("sm_"):
@@ -87,7 +91,7 @@ def _source(launch: Launch, target: str) -> tuple[ASTSource, dict[str, Any]]:
     backend = make_backend(gpu)
     options = launch.options(gpu.warp_size) | {"debug": False}
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    bound, specialization, _ = bind(**launch.arguments, **launch.constants, **options)
+    bound, specialization, _ = bind(**launch.arguments, **launch.constants_on(gpu.backend), **options)
     parsed, signature, constants, attributes = kernel._pack_args(
         backend, options, bound, specialization, None
     )

@@ -91,15 +91,17 @@ def turn_row(z, v, p, norm, angle):
 def steered(x, at, fits, row, bank, table, scale, SLOTS: tl.constexpr):
     """`(y, changed)`: float32 `x` steered by row `row` of the table; where `changed` is false `y` is to be left alone.
 
-    `bank` is `(directions, n_directions, dim)`, `table` its columns in the order of `SteerTable` and the slots.
+    `bank` is `(directions, n_directions, dim)`, `table` its columns in the order of `SteerTable`, the slots and
+    how far rows are apart. A single direction is asked for before the row is summed: the two loads that it
+    depends on are then over when the sums are.
     """
-    directions, n_directions, dim = bank
-    direction, strength, low, high, rotate, preserve_norm, relative, slots = table
+    direction, strength, low, high, rotate, preserve_norm, relative, slots, line, flag_line = table
+    first = row * line
+    only = direction_row(bank, tl.load(direction + first), at, fits) if SLOTS == 1 else x
     down, up = power_of_two(tl.max(tl.abs(x), axis=0))
     z = x * down
     norm = tl.sqrt(tl.sum(z * z, axis=0))
-    unit = scale * tl.where(tl.load(relative + row) != 0, norm, down)
-    first = row * slots
+    unit = scale * tl.where(tl.load(relative + row * flag_line) != 0, norm, down)
 
     delta = tl.zeros_like(z)
     stay = unit * 0.0
@@ -107,8 +109,8 @@ def steered(x, at, fits, row, bank, table, scale, SLOTS: tl.constexpr):
     changed = row < 0
     for s in range(slots):
         k = tl.load(direction + first + s)
-        if (k >= 0) & (k < n_directions):
-            v = tl.load(directions + k.to(tl.int64) * dim + at, mask=fits, other=0.0)
+        if (k >= 0) & (k < bank[1]):
+            v = only if SLOTS == 1 else direction_row(bank, k, at, fits)
             p = tl.sum(z * v, axis=0)
             b = added(
                 p, unit, tl.load(strength + first + s), tl.load(low + first + s), tl.load(high + first + s)
@@ -128,7 +130,7 @@ def steered(x, at, fits, row, bank, table, scale, SLOTS: tl.constexpr):
         a = 1.0 + stay
         y = a * z + delta
         down_y, up_y = power_of_two(tl.abs(a) * 2 + reach)
-        preserve = tl.load(preserve_norm + row)
+        preserve = tl.load(preserve_norm + row * flag_line)
         if preserve == 1:
             after = length(y, down_y, up_y)
             y *= tl.where(after > 0, norm / after, 1.0)

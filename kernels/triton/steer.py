@@ -28,6 +28,8 @@ def steer_kernel(
     programs,
     spread,
     slots,
+    line,
+    flag_line,
     in_place,
     inner,
     outer_stride: tl.int64,
@@ -42,7 +44,7 @@ def steer_kernel(
     here = row_offset(n, inner, outer_stride, inner_stride)
     there = tl.where(in_place != 0, here, n * dim)
     bank = (directions, n_directions, dim)
-    table = (direction, strength, low, high, rotate, preserve_norm, relative, slots)
+    table = (direction, strength, low, high, rotate, preserve_norm, relative, slots, line, flag_line)
     row = table_row(token_row, n, rows, spread, programs)
     raw = tl.load(x + here + at, mask=fits, other=0.0)
     y = raw.to(tl.float32)
@@ -88,6 +90,8 @@ def steer_rms_norm_kernel(
     programs,
     spread,
     slots,
+    line,
+    flag_line,
     has_residual,
     inner,
     outer_stride: tl.int64,
@@ -105,9 +109,10 @@ def steer_rms_norm_kernel(
     here = x + row_offset(n, inner, outer_stride, inner_stride)
     other = residual + row_offset(n, residual_inner, residual_outer_stride, residual_inner_stride)
     bank = (directions, n_directions, dim)
-    table = (direction, strength, low, high, rotate, preserve_norm, relative, slots)
+    table = (direction, strength, low, high, rotate, preserve_norm, relative, slots, line, flag_line)
     row = table_row(token_row, n, rows, spread, programs)
     _, y = added_row(here, other, has_residual, at, dim)
+    w = tl.load(weight + at, mask=fits, other=0.0).to(tl.float32)  # on its way while the row is steered
     raw = y.to(x.dtype.element_ty)  # the row's own bits need not be kept: unchanged, they are not written
     changed = row < -1
     if row >= 0:
@@ -115,6 +120,5 @@ def steer_rms_norm_kernel(
     stream = tl.where(changed, y.to(raw.dtype), raw)
     if changed | (has_residual != 0):
         tl.store(here + at, stream, mask=fits)
-    w = tl.load(weight + at, mask=fits, other=0.0).to(tl.float32)
     out = normalised(stream.to(tl.float32), w + weight_offset, eps, dim)
     tl.store(normed + n * dim + at, out.to(raw.dtype), mask=fits)

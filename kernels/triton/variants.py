@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from itertools import product
+from types import SimpleNamespace
 
 import torch
 
@@ -45,10 +46,10 @@ def of(dtype: torch.dtype, dim: int, n: int = 256) -> Iterator[tuple[str, Launch
     if dtype == torch.float32:
         del weights[", float32 weight"]
     for slots in SLOTS:
-        columns, tail = _table(8, slots), f"{slots} slot{'s' * (slots > 1)}"
-        yield f"steer ({tail})", launches.steer(x, rows, None, directions, columns, None, 1.0)
+        table, tail = _table(8, slots), f"{slots} slot{'s' * (slots > 1)}"
+        yield f"steer ({tail})", launches.steer(x, rows, None, directions, table, None, 1.0)
         for of_weight, weight in weights.items():
-            arguments = x, rows, None, rows, out, weight, directions, columns, None, 1.0, 1e-6, 0.0
+            arguments = x, rows, None, rows, out, weight, directions, table, None, 1.0, 1e-6, 0.0
             yield f"steer_rms_norm ({tail}{of_weight})", launches.steer_rms_norm(*arguments)
     for of_weight, weight in weights.items():
         name = f"rms_norm ({of_weight[2:]})" if of_weight else "rms_norm"
@@ -60,14 +61,17 @@ def of(dtype: torch.dtype, dim: int, n: int = 256) -> Iterator[tuple[str, Launch
 def _projections(dtype: torch.dtype, dim: int) -> Iterator[tuple[str, Launch]]:
     make = partial(torch.empty, device="meta")
     directions, best = make(DIRECTIONS, dim), make(8, DIRECTIONS)
-    for (size, n), cosine in product((("few", 16), ("many", 4096)), (False, True)):
-        x, scores, tail = make(n, dim, dtype=dtype), make(n, DIRECTIONS), size + ", cosine" * cosine
-        rows = Rows.dense(x)
-        yield f"project ({tail})", launches.project(x, rows, directions, None, cosine, scores)
-        yield (
-            f"project_extremes ({tail})",
-            launches.project_extremes(x, rows, directions, None, cosine, best, best, None),
-        )
+    many, few, parts = make(4096, dim, dtype=dtype), make(16, dim, dtype=dtype), make(16, 16, DIRECTIONS)
+    yield "project_parts", launches.project_parts(few, Rows.dense(few), directions, None, parts)
+    for cosine in (False, True):
+        tail = ", cosine" * cosine
+        scores, rows = make(4096, DIRECTIONS), Rows.dense(many)
+        yield f"project (many{tail})", launches.project(many, rows, directions, None, cosine, scores)
+        arguments = many, rows, directions, None, cosine, best, best, None
+        yield f"project_extremes (many{tail})", launches.project_extremes(*arguments)
+        of_few = few, Rows.dense(few), None, cosine, parts
+        yield f"combine_parts (scores{tail})", launches.combine_parts(*of_few, make(16, DIRECTIONS))
+        yield f"combine_parts (extremes{tail})", launches.combine_parts(*of_few, None, best, best)
 
 
 def _moments(x: torch.Tensor, rows: Rows) -> Iterator[tuple[str, Launch]]:
@@ -87,11 +91,11 @@ def _moments(x: torch.Tensor, rows: Rows) -> Iterator[tuple[str, Launch]]:
     yield "moments (triangle)", launches.scatter(x, rows, weight, shift, make(dim, dim))
 
 
-def _table(programs: int, slots: int) -> tuple[torch.Tensor, ...]:
+def _table(programs: int, slots: int) -> SimpleNamespace:
     make = partial(torch.empty, device="meta")
-    shape = (programs, slots)
-    return (
-        make(shape, dtype=torch.int32),
-        *(make(shape) for _ in range(4)),
-        *(make(programs, dtype=torch.uint8) for _ in range(2)),
+    slotted = {name: make(programs, slots) for name in ("strength", "low", "high", "rotate")}
+    flags = {name: make(programs, dtype=torch.uint8) for name in ("preserve_norm", "relative")}
+    direction = make(programs, slots, dtype=torch.int32)
+    return SimpleNamespace(
+        rows=programs, slots=slots, strides=(slots, 1), direction=direction, **slotted, **flags
     )

@@ -1,6 +1,9 @@
 """`emosteer bench static`: the counts, the limits of a multiprocessor, and the files it writes."""
 
 import csv
+import os
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -8,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from emosteer.benchmarks.devices import ARCHITECTURES, DEVICES
-from emosteer.benchmarks.predicted import KERNEL_FLOOR, Decoder, work
+from emosteer.benchmarks.predicted import REDUCTION, START, STEP, TRIP, Decoder, parts, work
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 
@@ -38,7 +41,9 @@ def test_bytes_of_steering():
     assert found.least == 1000 * 4096 * 4 + 10 * 4096 * 4
     assert found.excess == 1
     assert work("steer_", 1000, 16384, 2, resident=False).excess > 1.4
-    assert work("rms_norm", 1, 64, 2).seconds(DEVICES[0]) == KERNEL_FLOOR
+    assert work("rms_norm", 1, 64, 2).seconds(DEVICES[0]) == pytest.approx(
+        START + TRIP + 2 * REDUCTION, rel=1e-3
+    )
     with pytest.raises(ValueError, match="'conv' has no count"):
         work("conv", 1, 1, 2)
 
@@ -47,14 +52,50 @@ def test_a_faster_memory_is_a_faster_copy():
     times = {d.name: work("rms_norm", 65536, 4096, 2).seconds(d) for d in DEVICES}
     assert times["B200"] < times["MI300X"] < times["H200"] < times["H100"] < times["A100"]
     h100 = next(d for d in DEVICES if d.name == "H100")
-    assert times["H100"] == pytest.approx(2 * 65536 * 4096 * 2 / (0.9 * h100.bandwidth), rel=1e-3)
+    assert times["H100"] == pytest.approx(2 * 65536 * 4096 * 2 / (0.9 * h100.bandwidth), rel=1e-2)
+
+
+def test_few_blocks_and_many_steps_take_time():
+    """A projection of 32 rows on 171 directions: 22 blocks of 128 turns each would take 45 µs and more; split, 8."""
+    h100 = next(d for d in DEVICES if d.name == "H100")
+    split = work("project", 32, 4096, 2)
+    assert (split.blocks, split.steps, split.kernels) == (264, 11, 2)
+    assert split.latency(h100) == pytest.approx(2 * START + 1.2e-6 + 2 * TRIP + 11 * STEP)
+    many = work("project", 4096, 4096, 2)
+    assert (many.blocks, many.steps, many.waves(h100)) == (3 * 64, 128, 2)
+    assert work("steer_rms_norm_", 1, 4096, 2).latency(h100) > work("rms_norm", 1, 4096, 2).latency(h100)
+
+
+def test_counted_as_it_is_launched():
+    """The splits and blocks of the predictions are those of the launches, as compiled kernels are launched."""
+    pytest.importorskip("triton")
+    sizes = [(tokens, dim) for tokens in (1, 17, 64, 65, 4096) for dim in (576, 4096, 16384)]
+    code = f"""
+import torch
+from emosteer.kernels import launches
+for tokens, dim in {sizes}:
+    x, v = (torch.empty(n, dim, device="meta") for n in (tokens, 171))
+    splits, rows = launches.splits(x, v), launches.Rows.dense(x)
+    out = torch.empty(splits or 1, tokens, 171, device="meta")
+    if splits:
+        launch = launches.project_parts(x, rows, v, None, out)
+    else:
+        launch = launches.project(x, rows, v, None, False, out[0])
+    a, b, c = (*launch.grid, 1)[:3]
+    print(splits, a * b * c)
+"""
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], env=kept, capture_output=True, text=True)
+    want = [f"{parts(n, d, 171)} {work('project', n, d, 2).blocks}" for n, d in sizes]
+    assert done.stdout.split("\n")[:-1] == want, done.stderr
 
 
 def test_shares_of_a_decode_step():
     for device in DEVICES:
         for batch in (1, 32, 256):
             shares = Decoder().shares(device, batch, "triton")
-            assert 0 < shares["fused"] < shares["graph"] < shares["eager"]
+            assert 0 < shares["fused"] < shares["graph"]
+            assert shares["eager"] > 0
 
 
 def test_the_command(tmp_path):

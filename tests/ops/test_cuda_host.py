@@ -2,19 +2,22 @@
 
 import ctypes
 import mmap
+import subprocess
+import sys
 import tempfile
 import types
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from emosteer import ops
 from emosteer.ops import SteerTable, backends, cuda
 
 from . import host, oracle
 from .cases import adding, rows, unit
-from .host import checks
+from .host import build, checks
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +85,7 @@ def test_what_the_module_refuses(kernels):
     with pytest.raises(ValueError, match="dtype must be"):
         kernels.rms_norm(3, x, x, 1, 64, 0, 0, 1e-6, 0.0, 0, 0)
     with pytest.raises(ValueError, match="table has 33 slots"):
-        kernels.Table(1, 33, 0, 0, 0, 0, 0, 0, 0)
+        kernels.Table(1, 33, 0, 0, 0, 0, 0, 0, 0, 33, 1)
 
 
 def test_launches_are_on_the_callers_device_and_stream(kernels):
@@ -171,3 +174,75 @@ def test_why_it_cannot_run(monkeypatch):
     assert "compute capability 7.5, the kernels need 8.0" in cuda.unavailable()
     monkeypatch.setattr(torch.version, "hip", "6.4")
     assert "AMD" in cuda.unavailable()
+    backends.unavailable.cache_clear()
+
+
+def test_one_empty_launch_decides(kernels, monkeypatch):
+    """A module may load and not run: built for a newer driver, or for other cards. The doctor says so."""
+    library = ctypes.CDLL(kernels.__file__)
+    launched_on = (ctypes.c_int64 * 2).in_dll(library, "host_launched_on")
+    kernels.launch_nothing(2)
+    assert list(launched_on) == [2, 0]
+
+    def fails(_device):
+        raise RuntimeError("CUDA cannot launch a row kernel: CUDA driver version is insufficient")
+
+    monkeypatch.setattr(cuda, "_cuda", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    loads = types.SimpleNamespace(launch_nothing=fails)
+    monkeypatch.setattr(cuda, "import_module", lambda _name: loads)
+    backends.unavailable.cache_clear()
+    try:
+        reason = backends.unavailable("cuda")
+        assert "loads but cannot launch an empty kernel (CUDA cannot launch a row kernel" in reason
+        with pytest.raises(RuntimeError, match=r"backend='cuda' cannot run here: emosteer._cuda loads but"):
+            ops.backend("cuda")
+        from emosteer.cli import app
+
+        told = CliRunner().invoke(app, ["doctor"], env={"COLUMNS": "400"}).output
+        assert "driver version is insufficient" in told
+        loads.launch_nothing = lambda _device: None
+        backends.unavailable.cache_clear()
+        assert backends.unavailable("cuda") is None
+    finally:
+        backends.unavailable.cache_clear()
+
+
+def beside(apart, dim=1100):
+    """Two directions an angle of about `apart` from each other, and `add + cap` on them."""
+    directions = unit(2, dim)
+    near = directions[0].double() + apart * directions[1].double()
+    directions[1] = (near / near.norm()).float()
+    table = SteerTable.empty(1, 2)
+    table.direction[0] = torch.tensor([0, 1])
+    table.strength[0, 0], table.high[0, 1], table.preserve_norm[0] = 0.5, 0.1, 2
+    return directions, table
+
+
+@pytest.mark.parametrize("apart", [1.0, 0.3, 0.1, 0.03, 0.003, 0.0])
+def test_several_directions_keep_the_norm(apart):
+    """In float32, and in float64 where it cannot tell the directions apart: both as exact as rounding allows."""
+    x, (directions, table) = rows(4, 1100) * 3, beside(apart)
+    want = oracle.steered(x, directions, table)
+    off = np.linalg.norm(ops.steer(x, directions, table).double().numpy() - want, axis=1)
+    assert off.max() <= 3e-7 * np.linalg.norm(want, axis=1).max()
+
+
+def test_only_rows_that_need_it_take_float64():
+    """Where a planted 77 stands for the float64 path, directions that are told apart never see it."""
+    exact = "  if (outcome == Outcome::inexact) {"
+    planted = "  if (outcome == Outcome::inexact) {\n    x[0] = 77, outcome = Outcome::steered;\n  } else if (false) {"
+    module = build.built(flags=("-O1",), changes={"steer.cuh": (exact, planted)})
+    code = f"""
+from pathlib import Path
+from emosteer import ops
+from tests.ops.host import build, installed
+from tests.ops.test_cuda_host import beside, rows
+with installed(build.load(Path({str(module)!r}))), ops.backend("cuda"):
+    print(*(int((ops.steer(rows(2, 40) * 3, *beside(apart, 40)) == 77).any()) for apart in (1.0, 0.1, 0.0)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=build.ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["0", "0", "1"], done.stderr

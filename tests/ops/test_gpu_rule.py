@@ -1,8 +1,13 @@
 """The rule that chooses between the kernels for a GPU: arithmetic, so it needs none."""
 
 import pytest
+import torch
 
-from emosteer.ops import backends, gpu
+from emosteer.ops import backends, gpu, reference
+from emosteer.ops.extremes import fold_
+
+from . import host
+from .cases import rows, unit
 
 
 @pytest.fixture
@@ -50,3 +55,29 @@ def test_what_cuda_cannot_take(built):
     assert gpu.choose("steer", 1, 4096, slots=33) == "reference"
     assert gpu.choose("steer", 1, 8193) == "reference"
     assert gpu.choose("moments", 1, 64) == "reference"
+
+
+def test_extremes_without_triton(built):
+    """CUDA's scores, folded by plain torch: the reference has no such operation."""
+    built("cuda")
+    assert gpu.choose("project_extremes", 8, 4096, directions=171) == "cuda"
+    assert gpu.choose("project_extremes", 8, 16384, directions=171) == "reference"
+    built("cuda", "triton")
+    assert gpu.choose("project_extremes", 8, 4096, directions=171) == "triton"
+
+
+@pytest.mark.parametrize("dim", [70, 8200])
+def test_extremes_run_without_triton(monkeypatch, dim):
+    """The host build on CPU tensors, and beyond its width the reference; rows of no program, and a NaN."""
+    x, directions = rows(6, dim), unit(3, dim)
+    x[1, 2] = float("nan")
+    row = torch.tensor([0, 1, 1, -1, 0, 5], dtype=torch.int32)
+    want, got = ([torch.full((2, 3), -torch.inf), torch.zeros(2, 3)] for _ in range(2))
+    fold_(reference, *want, x, directions, row, None, False)
+    with host.installed(), monkeypatch.context() as patch:
+        patch.setattr(backends, "unavailable", lambda name: None if name == "cuda" else "not here")
+        gpu.project_extremes_(*got, x, directions, row, None, False)
+    torch.testing.assert_close(got[0], want[0], rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(got[1], want[1], rtol=1e-5, atol=1e-4, equal_nan=True)
+    assert want[1][1].isnan().all()
+    assert not want[1][0].isnan().any()

@@ -147,7 +147,7 @@ def test_the_triangle_of_the_second_moment(triton, dim, monkeypatch):
     """The kernel for wide rows, at widths that a CPU can: tiles on and below the diagonal, the last one cut."""
     from emosteer.ops import triton as backend
 
-    monkeypatch.setattr(backend, "TRIANGLE_FROM", 1)
+    monkeypatch.setattr(backend, "triangle_from", lambda _capability: 1)
     x, weight = rows(150, dim) + 40, torch.rand(150, generator=torch.Generator().manual_seed(1))
     moments = ops.Moments(1, dim)
     for part in (slice(0, 20), slice(20, 150)):
@@ -172,9 +172,81 @@ def test_more_rows_than_a_grid_takes(triton, name):
 def test_a_triangle_whose_rows_stand_apart(triton, monkeypatch):
     from emosteer.ops import triton as backend
 
-    monkeypatch.setattr(backend, "TRIANGLE_FROM", 1)
+    monkeypatch.setattr(backend, "triangle_from", lambda _capability: 1)
     x = rows(5, 1024)
     moments = ops.Moments(1, 1024).update(x)
     assert not moments.scatter.is_contiguous()
     centred = x.double() - moments.shift
     torch.testing.assert_close(moments.scatter.double(), (centred.T @ centred).tril(), rtol=1e-5, atol=1e-5)
+
+
+def test_which_second_moment():
+    """By counted work: only where bfloat16 products are thirty times as many as float32's is a triangle worth six."""
+    from emosteer.ops.triton import triangle_from
+
+    assert triangle_from((10, 0)) == 4096
+    for other in ((8, 0), (8, 6), (8, 9), (9, 0), (12, 0), None):
+        assert triangle_from(other) == float("inf")
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+@pytest.mark.parametrize("n", [1, 40])
+def test_columns_split_between_programs(triton, n, cosine):
+    """Few rows: parts of the columns, added up in a second kernel, the last part shorter."""
+    from emosteer.kernels import launches
+
+    x, directions, center = rows(n, 2500), unit(70, 2500), rows(1, 2500, seed=3)[0]
+    assert launches.splits(x, directions) == 3
+    assert launches.splits(rows(65, 2500), directions) == 0
+    wide = x.double() - center.double()
+    want = wide @ directions.double().T / (wide.norm(dim=1, keepdim=True) if cosine else 1)
+    found = ops.project(x, directions, center=center, cosine=cosine)
+    torch.testing.assert_close(found.double(), want, rtol=1e-5, atol=1e-5 if cosine else 1e-4)
+
+
+def test_the_other_way_to_float32s_digits():
+    """tf32x3, where bf16x6 is unknown: three products of two parts of 11 bits, emulated."""
+
+    def tf32(x):
+        bits = x.view(torch.int32)
+        return ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
+
+    a, b = rows(20, 4096), unit(50, 4096)
+    (a1, a2), (b1, b2) = ((big := tf32(t), tf32(t - big)) for t in (a, b))
+    found = (a2 @ b1.T + a1 @ b2.T) + a1 @ b1.T
+    error = (found.double() - a.double() @ b.double().T).abs()
+    assert (error <= 3e-6 * a.double().norm(dim=1, keepdim=True)).all()
+
+
+def test_what_the_installed_triton_lacks(monkeypatch):
+    """A version without tuples, and one that cannot launch, are told before a call needs them."""
+    import types
+
+    import triton.language as tl
+
+    from emosteer.kernels import capability
+    from emosteer.ops import triton as backend
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert backend.unavailable() is None
+    monkeypatch.delattr(tl, "tuple")
+    assert "knows no tuples" in backend.unavailable()
+    monkeypatch.undo()
+
+    def fails():
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(capability, "INTERPRETED", False)
+    monkeypatch.setattr(capability, "_nothing", {(1,): fails})
+    assert (
+        "cannot launch an empty kernel here (RuntimeError: Failed to find C compiler)"
+        in backend.unavailable()
+    )
+    monkeypatch.undo()
+    options = types.SimpleNamespace(allowed_dot_input_precisions=("tf32", "tf32x3", "ieee"))
+    monkeypatch.setattr(capability, "INTERPRETED", False)
+    monkeypatch.setattr(capability, "_options", lambda _platform: options)
+    assert capability.precision.__wrapped__("cuda") == "tf32x3"
+    options.allowed_dot_input_precisions = ("ieee",)
+    assert capability.precision.__wrapped__("hip") == "ieee"

@@ -24,7 +24,8 @@ REPRESENTATIVE = [
         "steer (1 slot)",
         "steer_rms_norm (16 slots)",
         "rms_norm (float32 weight)",
-        "project (few)",
+        "project_parts",
+        "combine_parts (extremes, cosine)",
         "project (many, cosine)",
         "project_extremes (many)",
         "moments (sums and centred rows, grouped)",
@@ -58,7 +59,10 @@ def check(pick, found):
         claimed = launches(pick.dtype, pick.dim)[pick.name].resident
         assert held >= claimed, f"{pick}: {found.registers} registers leave room for {held} threads"
     stores_rows = pick.name.startswith(("steer", "rms_norm")) or "centred" in pick.name
-    if pick.dim % 16 == 0:
+    if pick.name.startswith("combine_parts"):  # which reads what lies K apart, and a row only for its norm
+        assert found.wide_stores == 0, pick
+        assert (found.wide_loads >= 2) == ("cosine" in pick.name and pick.dim % 16 == 0), pick
+    elif pick.dim % 16 == 0:
         # A row and what it is held against (a direction, a weight, a shift, another tile): 16 bytes at a time.
         assert found.wide_loads >= 2, pick
         assert (found.wide_stores >= 1) == stores_rows, pick

@@ -23,6 +23,7 @@
 
 std::int64_t host_device = 0;
 std::int64_t host_launched_on[2] = {-1, -1};
+std::int64_t host_counts_only = 0;
 
 namespace emosteer::cuda {
 // The kernels' `extern __shared__ double shared[]`.

@@ -13,6 +13,7 @@
 extern "C" {
 extern std::int64_t host_device;          // the current one
 extern std::int64_t host_launched_on[2];  // device and stream of the last launch
+extern std::int64_t host_counts_only;     // not 0: launches are counted and not made, to time the caller
 }
 #pragma GCC visibility pop
 

@@ -1,0 +1,132 @@
+"""What a call of the GPU backends costs its caller, with the launch itself stubbed: `python bench/host_time.py`.
+
+The CUDA module is the host build of the tests, whose launches are counted and not made; Triton compiles for
+an H100 that is not there and hands its launches to a counter in place of the driver's function. What is left
+is what Python, torch and the launchers take, on the processor that runs this. One decode step of a layer:
+`steer_rms_norm_` of B=4 rows of 4096 bfloat16, by a bound site, by the backend's operation, and by the
+registered operator.
+"""
+
+from __future__ import annotations
+
+import csv
+import ctypes
+import statistics
+import sys
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from time import thread_time
+from types import SimpleNamespace
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.common import PACKAGES, machine
+from emosteer import ops
+from emosteer.ops import Site, SteerTable, backends, cuda, triton
+
+RESULTS = Path(__file__).parent / "results" / "host_time.csv"
+VERSIONS = (*PACKAGES, "triton")
+ROUNDS, CALLS = 15, 2000
+
+
+def ways(backend):
+    """The calls by name, of one layer's tensors."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(4, 4096).bfloat16(), torch.ones(4096, dtype=torch.bfloat16)
+    directions = torch.nn.functional.normalize(torch.randn(171, 4096), dim=1)
+    table = SteerTable.empty(4)
+    table.direction[:, 0] = torch.arange(4)
+    site = Site(weight, directions, table)
+    direct = x, weight, directions, table, None, 1.0, None, 1e-6, 0.0
+    columns = table.columns()
+    operator = torch.ops.emosteer.steer_rms_norm_.default
+    return {
+        "a bound site": lambda: site(x),
+        "the backend's operation": lambda: backend.steer_rms_norm_(*direct),
+        "the registered operator": lambda: operator(
+            x, weight, directions, *columns, None, 1.0, None, 1e-6, 0.0
+        ),
+        "torch.empty_like alone": lambda: torch.empty_like(x),
+    }
+
+
+@contextmanager
+def cuda_without_launches():
+    from tests.ops import host
+
+    with host.installed() as module, ops.backend("cuda"):
+        counts = ctypes.c_int64.in_dll(ctypes.CDLL(module.__file__), "host_counts_only")
+        counts.value = 1
+        try:
+            yield cuda, lambda: counts.value
+        finally:
+            counts.value = 0
+
+
+@contextmanager
+def triton_without_launches():
+    from triton.backends.nvidia import driver as nvidia
+
+    from emosteer.kernels.no_device import no_device
+    from emosteer.kernels.offline import TARGETS
+
+    torch._C._cuda_getDevice = lambda: None
+    torch._C._cuda_getCurrentRawStream = lambda _device: 0
+    triton.unavailable = lambda: None
+    backends.unavailable.cache_clear()
+    with no_device(TARGETS["sm_90"]) as stub, ops.backend("triton"):
+        # Triton's own launcher, down to the function that would hand the arguments to the driver.
+        stub.utils.launch, stub.launcher_cls = stub.count, nvidia.CudaLauncher
+        nvidia.PyKernelArg, nvidia.make_kernel_signature = SimpleNamespace, lambda signature: b""
+        yield triton, lambda: stub.launched
+
+
+def measured(run):
+    """Seconds of this thread's CPU time a call, for each round: a machine that is shared does not tell."""
+    for _ in range(CALLS // 10):
+        run()
+    times = []
+    for _ in range(ROUNDS):
+        began = thread_time()
+        for _ in range(CALLS):
+            run()
+        times.append((thread_time() - began) / CALLS)
+    return times
+
+
+def rows():
+    for name, stubbed in (("cuda", cuda_without_launches), ("triton", triton_without_launches)):
+        with torch.no_grad(), stubbed() as (backend, launched):
+            for way, run in ways(backend).items():
+                before = launched()
+                times = measured(run)
+                made = launched() - before
+                if ("alone" in way) != (made == 0):
+                    raise RuntimeError(f"{name}, {way}: {made} launches were counted")
+                low, middle, high = (value * 1e6 for value in statistics.quantiles(times, n=4))
+                yield {
+                    "backend": name,
+                    "call": way,
+                    "median_us": f"{middle:.2f}",
+                    "q1_us": f"{low:.2f}",
+                    "q3_us": f"{high:.2f}",
+                }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    found = list(rows())
+    with RESULTS.open("w", newline="") as file:
+        file.write(f"# python bench/host_time.py; CPU time a call\n# {date.today()}: {machine(VERSIONS)}\n")
+        writer = csv.DictWriter(file, list(found[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(found)
+    for row in found:
+        print("{backend:7} {call:26} {median_us:>7} µs  ({q1_us} to {q3_us})".format(**row))
+
+
+if __name__ == "__main__":
+    main()

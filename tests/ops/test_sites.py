@@ -1,0 +1,146 @@
+"""`ops.Site`: the same bits as `steer_rms_norm_`, whatever changes between calls."""
+
+import ctypes
+import types
+
+import pytest
+import torch
+
+from emosteer import ops
+from emosteer.ops import Site, SteerTable, backends
+
+from .cases import DTYPES, adding, rows, unit
+
+
+def made(dim=96, k=5, programs=3, dtype=torch.float32):
+    weight = rows(1, dim, dtype, seed=4)[0].clone()
+    return weight, unit(k, dim), adding(programs, k)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("given", [False, True])
+def test_the_bits_of_the_operation(backend, dtype, given):
+    weight, directions, table = made(dtype=dtype)
+    site = Site(weight, directions, table, scale=1.5, eps=1e-5, weight_offset=1.0)
+    for n, strength in ((3, 0.5), (3, -1.0), (6, 0.5)):
+        table.strength.fill_(strength)
+        row = torch.tensor([2, -1, 0] * (n // 3), dtype=torch.int32) if given else None
+        x = rows(n, 96, dtype)
+        same = x.clone()
+        normed = site(same, row)
+        want, stream = ops.steer_rms_norm_(
+            x, weight, directions, table, row, scale=1.5, eps=1e-5, weight_offset=1.0
+        )
+        assert torch.equal(normed, want)
+        assert torch.equal(same, stream)
+
+
+def test_a_weight_that_moves_is_bound_anew(backend):
+    weight, directions, table = made()
+    site, x = Site(weight, directions, table), rows(3, 96)
+    before = site(x.clone())
+    weight.data = weight.data * 2
+    torch.testing.assert_close(site(x.clone()), before * 2, rtol=1e-6, atol=1e-6)
+    half = x.half()
+    weight.data = weight.data.half()
+    want, _ = ops.steer_rms_norm_(half.clone(), weight, directions, table)
+    assert torch.equal(site(half.clone()), want)
+
+
+def test_what_is_wrong_is_said():
+    weight, directions, table = made()
+    with pytest.raises(ValueError, match="scale must be a finite number, got nan"):
+        Site(weight, directions, table, scale=float("nan"))
+    site = Site(weight, directions, table)
+    with pytest.raises(ValueError, match="weight must have shape"):
+        Site(weight[:4].clone(), directions, table)(rows(3, 96))
+    for x, message in (
+        (rows(3, 90), r"weight must have shape \[90\], as the columns of x, got \[96\]"),
+        (rows(4, 96), "do not divide evenly over the 3 rows of the table"),
+        (rows(6, 96)[::2], r"contiguous rows for a bound site, got strides \(192, 1\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            site(x)
+    with pytest.raises(ValueError, match="token_row has 2 entries"):
+        site(rows(3, 96), torch.zeros(2, dtype=torch.int32))
+    long = torch.tensor([0, 1, -1])
+    assert torch.equal(site(rows(3, 96), long), site(rows(3, 96), long.int()))
+
+
+def test_one_launch_a_call_and_nothing_else():
+    """CUDA: launches counted; what a table, a bank or a weight needs is not looked at again."""
+    from . import host
+
+    weight, directions, table = made()
+    with host.installed() as module, ops.backend("cuda"):
+        site, x = Site(weight, directions, table), rows(3, 96)
+        site(x)
+        counts = ctypes.c_int64.in_dll(ctypes.CDLL(module.__file__), "host_counts_only")
+        counts.value = 1
+        try:
+            looked = types.SimpleNamespace(calls=0)
+
+            def counted(*_):
+                looked.calls += 1
+
+            plain, SteerTable.columns = SteerTable.columns, counted
+            try:
+                for _ in range(10):
+                    site(x)
+            finally:
+                SteerTable.columns = plain
+            assert (counts.value - 1, looked.calls) == (10, 0)
+        finally:
+            counts.value = 0
+
+
+def test_triton_keeps_its_compiled_kernel():
+    """Compiled for a GPU that is not there: planned once for each way of calling, then launches alone."""
+    import os
+    import subprocess
+    import sys
+
+    pytest.importorskip("triton")
+    code = """
+import torch
+from emosteer import ops
+from emosteer.ops import Site, SteerTable, triton, backends
+from emosteer.kernels.no_device import no_device
+from emosteer.kernels.offline import TARGETS
+from emosteer.kernels import launches
+torch._C._cuda_getDevice = lambda: None
+torch._C._cuda_getCurrentRawStream = lambda device: 0
+triton.unavailable = lambda: None
+x, weight = torch.ones(4, 576).bfloat16(), torch.ones(576).bfloat16()
+directions, table = torch.nn.functional.normalize(torch.ones(3, 576), dim=1), SteerTable.empty(4)
+row = torch.zeros(4, dtype=torch.int32)
+planned = []
+plan = launches.steer_rms_norm
+launches.steer_rms_norm = lambda *a: (planned.append(1), plan(*a))[1]
+with no_device(TARGETS["sm_90"]) as stub, ops.backend("triton"):
+    seen = []
+    stub.count = lambda *a: seen.append(a)
+    site = Site(weight, directions, table)
+    for _ in range(5):
+        site(x)
+    for _ in range(5):
+        other = x.clone()
+        site(other, row)
+print(len(seen), len(planned))
+first, last = seen[5][9:], seen[9][9:]
+plain = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in first]
+print(len(plain) == len(last), sum(a != b for a, b in zip(plain, last)) <= 3, last.count(row.data_ptr()))
+"""
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], env=kept, capture_output=True, text=True)
+    assert done.stdout.split("\n")[:2] == ["10 2", "True True 1"], done.stderr
+
+
+def test_bound_by_backend(backend):
+    """Another backend chosen later is the one that runs."""
+    weight, directions, table = made()
+    site, x = Site(weight, directions, table), rows(3, 96)
+    site(x.clone())
+    with ops.backend("reference"):
+        assert torch.equal(site(x.clone()), ops.steer_rms_norm_(x.clone(), weight, directions, table)[0])
+    assert backends.asked_here() == backend
