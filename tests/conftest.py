@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from .levels import _examples, pytest_addoption, pytest_collection_modifyitems  # noqa: F401
+from .levels import _examples, level, pytest_addoption, pytest_collection_modifyitems  # noqa: F401
 
 
 def pytest_configure(config):

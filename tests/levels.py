@@ -2,7 +2,8 @@
 
 `quick`, the default, leaves out tests marked `full`; of those marked `crossed`, and of those that run each of
 their cases on a backend that is slow without a GPU, it takes so many combinations of the parameters that each
-pair of values comes together in one; and hypothesis draws fewer examples. `rest` is what `quick` left out.
+pair of values comes together in one; and hypothesis draws fewer examples, as tests marked `scaled` do less.
+`rest` is what `quick` left out: those that do less there run again.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from itertools import combinations
 
 import pytest
-from hypothesis import settings
 
 LEVELS = ("quick", "rest", "all")
 # Backends of tests/ops that take milliseconds a row: an interpreter, and fibers that play threads.
@@ -36,10 +36,18 @@ def examples(level: str, backend: str | None, wanted: int) -> int:
     return min(wanted, ALL_EXAMPLES.get(backend or "", wanted))
 
 
+@pytest.fixture
+def level(request: pytest.FixtureRequest) -> str:
+    """How much the run takes; for tests marked `scaled`."""
+    return request.config.option.level
+
+
 @pytest.fixture(autouse=True)
 def _examples(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     own = getattr(request.function, ON, None)
     if own is not None:
+        from hypothesis import settings
+
         backend = getattr(request.node, "callspec", None) and request.node.callspec.params.get("backend")
         count = examples(request.config.option.level, backend, own.max_examples)
         monkeypatch.setattr(request.function, ON, settings(own, max_examples=count))
@@ -50,8 +58,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if level == "all":
         return
     quick = of_quick(items)
-    drawn = {item for item in items if hasattr(getattr(item, "obj", None), ON)}  # again, with more examples
-    kept = quick if level == "quick" else {item for item in items if item not in quick or item in drawn}
+    more = {i for i in items if hasattr(getattr(i, "obj", None), ON) or i.get_closest_marker("scaled")}
+    kept = quick if level == "quick" else {item for item in items if item not in quick or item in more}
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]
 

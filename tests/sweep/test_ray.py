@@ -19,6 +19,7 @@ from emosteer.sweep import Row, Store
 
 from . import victim
 
+pytestmark = pytest.mark.xdist_group("ray")
 ray = pytest.importorskip("ray")
 psutil = pytest.importorskip("psutil")
 
