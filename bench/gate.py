@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib.util import find_spec
 from typing import Any
 
 import extraction
@@ -73,6 +74,7 @@ class Verdict:
 
     def __str__(self) -> str:
         said = "BROKEN" if self.broken else "above, within its spread" if self.median > self.bar else "holds"
+        said += ", but too noisy to say much" if self.spread > 2 * TOLERANCE * self.bar else ""
         return f"{self.name:<58} {self.median:6.3f} ± {self.spread:.3f}  bar {self.bar:.2f}  {said}"
 
 
@@ -88,6 +90,15 @@ def model(dtype: str = "float32") -> tuple[Any, Any, es.Bank]:
 def steered(shape: str, dtype: str) -> list[Result]:
     found, _, bank = model(dtype)
     return steering.measure(found, bank, shape, ROUNDS, [])
+
+
+def compiled(shape: str) -> list[Result]:
+    """Both sides compiled, behind a static cache."""
+    import compiled as bench
+
+    found, _, bank = model()
+    torch._dynamo.reset()
+    return bench.measure(found, bank, shape, ROUNDS, [])
 
 
 def programs() -> list[Result]:
@@ -132,6 +143,11 @@ PROMISES = [
         Promise(f"all blocks steered ÷ unsteered, {dtype}", 1.00, "emosteer", partial(steered, shape, dtype))
         for dtype in ("float32", "bfloat16")
         for shape in steering.SHAPES
+    ),
+    *(
+        Promise("compiled: all blocks steered ÷ unsteered", 1.02, "emosteer", partial(compiled, shape))
+        for shape in steering.SHAPES
+        if find_spec("compiled")
     ),
     Promise("256 programs ÷ 1 program", 1.02, "256 programs", programs),
     Promise("operation ÷ copy", 1.30, "steer_", partial(a_copy, True)),
