@@ -28,6 +28,7 @@ import emosteer as es
 from emosteer import _cpu
 
 TOLERANCE = 0.15
+KERNELS = ("steer_rows", "steer", "rms_norm_rows", "steer_rms_norm_rows", "steer_rms_norm")
 ROUNDS = 9
 
 
@@ -174,7 +175,7 @@ def slow(microseconds: float) -> None:
 
         return run
 
-    for name in ("steer_rows", "steer", "rms_norm_rows", "steer_rms_norm_rows", "steer_rms_norm"):
+    for name in KERNELS:
         setattr(_cpu, name, slowed(getattr(_cpu, name)))
 
 
