@@ -46,7 +46,11 @@ class Promise:
 
     def verdicts(self) -> list[Verdict]:
         return [
-            Verdict(f"{self.name}: {result.case}", self.bar, result.ratios)
+            Verdict(
+                self.name if result.case in self.name else f"{self.name}: {result.case}",
+                self.bar,
+                result.ratios,
+            )
             for result in self.measure()
             if result.side == self.side
         ]
@@ -141,12 +145,12 @@ def swept() -> list[Result]:
 # What README says, a line a promise; a new one is a line more.
 PROMISES = [
     *(
-        Promise(f"all blocks steered ÷ unsteered, {dtype}", 1.00, "emosteer", partial(steered, shape, dtype))
+        Promise(f"steered ÷ unsteered, {dtype}, {shape}", 1.00, "emosteer", partial(steered, shape, dtype))
         for dtype in ("float32", "bfloat16")
         for shape in steering.SHAPES
     ),
     *(
-        Promise("compiled: all blocks steered ÷ unsteered", 1.02, "emosteer", partial(compiled, shape))
+        Promise(f"compiled: steered ÷ unsteered, {shape}", 1.02, "emosteer", partial(compiled, shape))
         for shape in steering.SHAPES
         if find_spec("compiled")
     ),
