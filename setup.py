@@ -1,7 +1,8 @@
 """Builds the compiled modules. No torch header is included, so one build serves every torch.
 
 `emosteer._cpu` needs a C++17 compiler. `emosteer._cuda` is built as well where nvcc is found;
-EMOSTEER_CUDA=0 leaves it out and EMOSTEER_CUDA=1 insists on it.
+EMOSTEER_CUDA=0 leaves it out and EMOSTEER_CUDA=1 insists on it. EMOSTEER_BUILD=0 compiles nothing, for an
+editable installation whose modules lie in the tree already or are built in a step of their own.
 """
 
 import os
@@ -173,4 +174,5 @@ def cpu_module() -> Extension:
     )
 
 
-setup(ext_modules=[cpu_module(), *cuda_module()], cmdclass={"build_ext": BuildExt})
+modules = [] if os.environ.get("EMOSTEER_BUILD") == "0" else [cpu_module(), *cuda_module()]
+setup(ext_modules=modules, cmdclass={"build_ext": BuildExt})

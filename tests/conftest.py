@@ -6,6 +6,8 @@ import os
 import pytest
 import torch
 
+from .levels import _examples, level, pytest_addoption, pytest_collection_modifyitems  # noqa: F401
+
 
 def pytest_configure(config):
     """Triton reads once, before the first kernel, whether it is to interpret them: all but the GPU tests want that."""

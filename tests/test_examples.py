@@ -85,6 +85,7 @@ def test_every_behaviour_has_a_measure_of_text(behaviour):
 
 
 @pytest.mark.model
+@pytest.mark.full
 def test_the_behaviour_study(smollm2, tmp_path):
     """From the bank to the figure, with one situation and one emotion: what is drawn is what is stored."""
     model, tok = smollm2

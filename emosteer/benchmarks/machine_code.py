@@ -14,17 +14,20 @@ from .devices import ARCHITECTURES
 
 def rows(targets: Iterable[str] = tuple(ARCHITECTURES)) -> list[dict[str, Any]]:
     """One row for each variant that a call can reach and each target."""
-    from emosteer.kernels.survey import every, survey
+    from emosteer.kernels.survey import digests, every, survey
 
+    picks = every(*targets)
+    digest = digests(picks)
     return [
         {
             **pick._asdict(),
+            "digest": digest[pick],
             **found.as_dict(),
             "resident_threads": ARCHITECTURES[pick.target].resident_threads(
                 found.registers, found.shared, found.threads
             ),
         }
-        for pick, found in survey(every(*targets)).items()
+        for pick, found in survey(picks).items()
     ]
 
 

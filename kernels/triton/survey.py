@@ -6,18 +6,21 @@ compiler uses one core.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+import triton
 
 from . import variants
-from .offline import Resources, compile
+from .offline import TOOLS, Resources, compile, variant
 
 
 class Pick(NamedTuple):
@@ -43,26 +46,41 @@ def survey(picks: Iterable[Pick], processes: int | None = None) -> dict[Pick, Re
     """
     picks = list(dict.fromkeys(picks))
     count = max(min(processes or os.cpu_count() or 1, len(picks)), 1)
+    found = _in_processes("compile", [picks[i::count] for i in range(count)])
+    return {pick: Resources(**found[pick]) for pick in picks}
+
+
+def digests(picks: Iterable[Pick]) -> dict[Pick, str]:
+    """What the machine code of each variant follows from: its kernel's sources, constants and options, the compiler.
+
+    Nothing is compiled. Where a digest is that of an earlier survey, so are the figures.
+    """
+    picks = list(dict.fromkeys(picks))
+    found = _in_processes("digest", [picks])
+    return {pick: found[pick] for pick in picks}
+
+
+def _in_processes(verb: str, shares: list[list[Pick]]) -> dict[Pick, Any]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     workers = []
-    for i in range(count):
+    for share in shares:
         worker = subprocess.Popen(
-            [sys.executable, "-m", "emosteer.kernels.survey", json.dumps(picks[i::count])],
+            [sys.executable, "-m", "emosteer.kernels.survey", verb, json.dumps(share)],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         workers.append(worker)
-    found: dict[Pick, Resources] = {}
+    found: dict[Pick, Any] = {}
     for worker in workers:
         out, errors = worker.communicate()
         if worker.returncode:
             for other in workers:
                 other.kill()
             raise RuntimeError(f"compiling without a GPU failed:\n{errors[-2000:]}")
-        found |= {Pick(*pick): Resources(**resources) for pick, resources in json.loads(out)}
-    return {pick: found[pick] for pick in picks}
+        found |= {Pick(*pick): answer for pick, answer in json.loads(out)}
+    return found
 
 
 @cache
@@ -70,14 +88,30 @@ def _launches(dtype: str, dim: int) -> dict:
     return dict(variants.of(getattr(torch, dtype), dim))
 
 
+@cache
+def _compiler() -> str:
+    said = subprocess.run([TOOLS / "ptxas", "--version"], capture_output=True, text=True, check=True).stdout
+    return f"{triton.__version__} {said}"
+
+
+def _digest(pick: Pick) -> str:
+    determines = variant(_launches(pick.dtype, pick.dim)[pick.name], pick.target) + _compiler()
+    determines = determines.replace(str(Path(triton.__file__).parent), "")  # the same wherever Triton lies
+    return hashlib.sha256(determines.encode()).hexdigest()[:16]
+
+
+def _compile(pick: Pick) -> dict[str, int]:
+    return compile(_launches(pick.dtype, pick.dim)[pick.name], pick.target)[0].as_dict()
+
+
 def _main() -> None:
+    answer: Callable[[Pick], Any] = {"compile": _compile, "digest": _digest}[sys.argv[1]]
     found = []
-    for pick in (Pick(*pick) for pick in json.loads(sys.argv[1])):
+    for pick in (Pick(*pick) for pick in json.loads(sys.argv[2])):
         try:
-            resources, _ = compile(_launches(pick.dtype, pick.dim)[pick.name], pick.target)
+            found.append((pick, answer(pick)))
         except Exception as error:
             sys.exit(f"{pick}: {type(error).__name__}: {error}")
-        found.append((pick, resources.as_dict()))
     print(json.dumps(found))
 
 

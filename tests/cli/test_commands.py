@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import emosteer as es
 from emosteer.cli import app, inputs, main
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.xdist_group("commands")]
 EMOTIONS = ("joyful", "calm", "desperate", "furious")
 
 

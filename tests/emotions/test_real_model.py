@@ -11,6 +11,7 @@ from emosteer.zscores import ZScores
 
 from ..steering.conftest import streams
 
+pytestmark = pytest.mark.xdist_group("real model")
 LAYER = 20
 EMOTIONS = ("calm", "joyful", "desperate", "angry", "sad", "afraid")
 TEXT = (
@@ -111,6 +112,7 @@ def whole_bank(smollm2):
 
 @pytest.mark.model
 @pytest.mark.slow
+@pytest.mark.full
 def test_the_circumplex_of_what_comes_along(whole_bank):
     """The stories were revised with this model's components in view (see the data card): usable, not independent."""
     found = [es.circumplex(whole_bank, layer) for layer in (18, 20, 22)]
@@ -119,6 +121,7 @@ def test_the_circumplex_of_what_comes_along(whole_bank):
 
 @pytest.mark.model
 @pytest.mark.slow
+@pytest.mark.full
 def test_directions_are_causal(smollm2, whole_bank):
     """Texts written under "joyful" are pleasant and under "desperate" unpleasant; random directions do neither."""
     model, tok = smollm2

@@ -5,29 +5,21 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from hypothesis import settings
 
 from emosteer import ops
 from emosteer.ops.backends import NAMES, unavailable
 
 from . import host, interpreter
 
-# The interpreter takes milliseconds a row, the fibers of the host build a tenth of that.
-EXAMPLES = {"triton": 8, "cuda": 25}
-
 
 @pytest.fixture(params=NAMES)
-def backend(request, monkeypatch):
+def backend(request):
     """Each backend on CPU tensors: `triton` in its interpreter, `cuda` as the host build of its kernels."""
     name = request.param
     if name == "triton":
         if os.environ.get("TRITON_INTERPRET") != "1":
             pytest.skip('compiled kernels take no CPU tensors; run with -m "not gpu" or TRITON_INTERPRET=1')
         interpreter.mend()
-    on = "_hypothesis_internal_use_settings"
-    if name in EXAMPLES and hasattr(request.function, on):
-        fewer = settings(getattr(request.function, on), max_examples=EXAMPLES[name])
-        monkeypatch.setattr(request.function, on, fewer)
     with host.installed() if name == "cuda" else nullcontext():
         if name != "cuda" and (reason := unavailable(name)):
             pytest.fail(f"{name}: {reason}")

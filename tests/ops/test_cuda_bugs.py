@@ -36,6 +36,9 @@ BUGS = {
 }
 
 
+first, *others = BUGS
+
+
 def run(module, *, order=0, preload=()):
     environment = os.environ | {"HOST_ORDER": str(order), "LD_PRELOAD": " ".join(preload)}
     environment["ASAN_OPTIONS"] = "detect_leaks=0:detect_stack_use_after_return=0"
@@ -43,7 +46,7 @@ def run(module, *, order=0, preload=()):
     return subprocess.run(command, env=environment, cwd=build.ROOT, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("bug", BUGS)
+@pytest.mark.parametrize("bug", [first, *(pytest.param(bug, marks=pytest.mark.full) for bug in others)])
 def test_planted(bug):
     changes, symptom = BUGS[bug]
     order = 7 if "overwrite" in bug else 0  # a race shows where threads run ahead of each other
@@ -85,6 +88,7 @@ def test_sanitizers_are_silent():
 
 
 @pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("changes", "symptom"),
     [

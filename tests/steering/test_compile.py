@@ -128,6 +128,7 @@ def test_generate_with_a_compiled_forward(model, bank, prompts):
 
 @pytest.mark.model
 @pytest.mark.slow
+@pytest.mark.full
 def test_the_real_model(smollm2):
     model, tokenizer = smollm2
     bank = random_bank(model, scale=30.0)

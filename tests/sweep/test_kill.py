@@ -12,7 +12,8 @@ import emosteer as es
 
 from . import victim
 
-KILLS = 50
+pytestmark = pytest.mark.xdist_group("kills")
+KILLS = {"quick": 8, "rest": 50, "all": 50}
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +39,20 @@ def reported(log):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments(processes, tmp_path):
+@pytest.mark.scaled
+def test_killed_at_random_moments(processes, tmp_path, level):
     expected = victim.sweep().run(tmp_path / "whole", progress=False).table()
     wanted = {(r["unit"], r["metric_id"]): r for r in expected.to_pylist()}
     chance = random.Random(0)
     kills = finished = number = 0
-    while kills < KILLS or not finished:
+    while kills < KILLS[level] or not finished:
         number += 1
         folder, log = tmp_path / f"killed {number}", tmp_path / f"log {number}"
         while True:
             process = processes.Process(target=victim.run, args=(folder, log))
             process.start()
             # from before the first line of work to the very end
-            process.join(chance.uniform(0.0, 1.2) if kills < KILLS else 120)
+            process.join(chance.uniform(0.0, 1.2) if kills < KILLS[level] else 120)
             if process.is_alive():
                 process.kill()
                 process.join()
@@ -71,7 +73,7 @@ def test_killed_at_random_moments(processes, tmp_path):
             assert row["tokens"] == same["tokens"]
             assert row["value"] == pytest.approx(same["value"], abs=1e-5, nan_ok=True)
         assert not list(folder.glob("_writing-*"))
-    assert kills >= KILLS
+    assert kills >= KILLS[level]
 
 
 def test_full_disk(processes, tmp_path):

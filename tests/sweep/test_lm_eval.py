@@ -115,6 +115,7 @@ def test_texts(lm, model, tok, bank):
             assert text == tok.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
 
 
+@pytest.mark.full
 def test_one_table_over_strengths(lm, model, tok, bank, tasks):
     """Accuracies are those of likelihoods computed here; one model, as it was before at the end."""
     strengths = (-0.4, 0.2, 0.4)

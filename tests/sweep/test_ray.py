@@ -19,6 +19,7 @@ from emosteer.sweep import Row, Store
 
 from . import victim
 
+pytestmark = pytest.mark.xdist_group("ray")
 ray = pytest.importorskip("ray")
 psutil = pytest.importorskip("psutil")
 
@@ -125,6 +126,7 @@ def deadly(prompt, text):
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_a_unit_that_kills_its_worker_is_given_up(cluster, tmp_path):
     """It becomes failed rows that say so; its neighbours are run."""
     one = sweep(
@@ -157,6 +159,7 @@ def test_what_a_lost_worker_had_written(tmp_path):
     assert written_by(store, "r.0001") == {units[0].id: 1, units[1].id: 1}
 
 
+@pytest.mark.full
 def test_placement(cluster, local, tmp_path):
     """Further resources say on which node; workers wait for room, and no room at all is an error."""
     one = sweep()

@@ -1,0 +1,63 @@
+"""What a user reads where nothing is wrong holds no warning of another library."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+NOISE = re.compile(r"warn|deprecat|failed to load|torchao|^[WE]\d{4} ", re.IGNORECASE | re.MULTILINE)
+FIRST_USE = """
+import emosteer as es
+es.load(FOLDER)
+"""
+COMMANDS = "from emosteer.cli import main; main()"
+
+
+def said(*arguments, **environment):
+    """What a new process writes, both streams together."""
+    done = subprocess.run(
+        [sys.executable, "-W", "default", *arguments],
+        env={**os.environ, "COLUMNS": "120", **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_loading_a_model(tiny_llama, tmp_path):
+    """The first import of transformers' models, which imports torchao where it is installed."""
+    pytest.importorskip("torchao")
+    model, tok = tiny_llama
+    model.save_pretrained(tmp_path)
+    tok.save_pretrained(tmp_path)
+    text = said("-c", FIRST_USE.replace("FOLDER", repr(str(tmp_path))))
+    assert not NOISE.search(text), text
+
+
+@pytest.mark.model
+def test_commands(smollm2, tmp_path):
+    """On the built-in model, from a bank of the user's own; and what needs no model."""
+    from tests.steering.conftest import random_bank
+
+    bank = tmp_path / "bank.safetensors"
+    random_bank(smollm2[0]).save(bank)
+    text = said("-c", COMMANDS, "steer", "It was", "--add", "calm=0.1", "--tokens", "3", "--bank", str(bank))
+    assert "calm" in text
+    assert not NOISE.search(text), text
+    assert not NOISE.search(said("-c", COMMANDS, "--help"))
+
+
+def test_warnings_come_back():
+    """Only what is said while a model is loaded is dropped."""
+    import logging
+
+    from emosteer.models.quiet import LOGGERS, quiet_imports
+
+    before = [logging.getLogger(name).level for name in LOGGERS]
+    with quiet_imports():
+        assert not logging.getLogger(LOGGERS[0]).isEnabledFor(logging.WARNING)
+        assert logging.getLogger(LOGGERS[0]).isEnabledFor(logging.ERROR)
+    assert [logging.getLogger(name).level for name in LOGGERS] == before
