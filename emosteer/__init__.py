@@ -30,6 +30,7 @@ _EXPORTS = {
     "circumplex": "emotions.circumplex",
     "collect": "extraction",
     "extract": "extraction",
+    "exportable": "exporting",
     "extract_pairs": "extraction",
     "floor": "programs",
     "hold": "programs",

@@ -17,6 +17,7 @@ from .models.patching import unwrap
 from .models.positions import Positions
 from .models.prompts import Prompt
 from .models.table_rows import TableRows
+from .ops import SteerTable
 from .programs import Program, add
 
 # Slots a row of the table has at least, so that a later `set` may combine a few programs.
@@ -129,6 +130,8 @@ class Steering:
         _check_origin(self.model, self._decoder, bank, strict)
         self.layers = _layers(layers, self._decoder.depth, bank)
         rows = _programs(programs, self._resolved(programs, strength))
+        several = strength is not None and not isinstance(strength, (int, float, str))
+        self._strengths = list(strength) if several else [strength] * len(rows)
         self._positions = Positions(positions, len(rows))
         self._rows = TableRows(
             bank.index,
@@ -143,11 +146,11 @@ class Steering:
             model if hasattr(model, "generate") else self.model,
             self.model,
             self._decoder,
-            {layer: bank.directions[layer] for layer in self.layers},
+            {layer: bank.on(_device_of(self._decoder.blocks[layer]), layer) for layer in self.layers},
             _scales(self.layers, bank, scale, relative),
             self._rows.table,
             self._positions,
-            whole=self._rows.whole,
+            rows=self._rows,
             fused=fused,
         )
 
@@ -157,18 +160,50 @@ class Steering:
         return self._rows.table
 
     @property
+    def records(self) -> Tensor:
+        """int32 `[at least R, W]`: the memory of the table, idle rows included (`SteerTable.record`)."""
+        record = self._rows.whole.record
+        assert record is not None  # the table is made by `empty`
+        return record
+
+    @property
+    def attached(self) -> bool:
+        """Whether the model is patched."""
+        return self._injection.attached
+
+    @contextmanager
+    def reading(self, table: SteerTable) -> Iterator[None]:
+        """Inside, traced passes read another table of the same slots: one that is an input of what is traced."""
+        with self._injection.reading(table):
+            yield
+
+    @property
     def programs(self) -> tuple[Program, ...]:
         """The program of each row."""
         return self._rows.programs
 
-    def set(self, row: int, program: ProgramLike, strength: float | None = None) -> None:
-        """Give one row another program, from the next forward pass on; nothing is recompiled or captured again."""
+    def set(self, row: int, program: ProgramLike, strength: float | str | None = None) -> None:
+        """Give one row another program, from the next forward pass on; nothing is recompiled or captured again.
+
+        A name without a strength takes the one that the row was given at the start.
+        """
+        if (
+            strength is None
+            and isinstance(program, str)
+            and -len(self._strengths) <= row < len(self._strengths)
+        ):
+            strength = self._strengths[row]
         (one,) = _programs(program, self._resolved(program, strength))
         self._rows.write((row,), (one,))
 
     def set_all(self, programs: Sequence[ProgramLike], strength: Any = None) -> None:
-        """Give every row another program."""
-        rows = _programs(list(programs), self._resolved(programs, strength))
+        """Give every row another program; names without a strength take those given at the start."""
+        programs = list(programs)
+        if strength is None and len(programs) == len(self._strengths):
+            kept = [self._resolved(p, s) for p, s in zip(programs, self._strengths) if isinstance(p, str)]
+            each = iter(kept)
+            strength = [_one(next(each)) if isinstance(p, str) else None for p in programs]
+        rows = _programs(programs, self._resolved(programs, strength))
         if len(rows) != self._rows.table.rows:
             raise ValueError(f"programs has {len(rows)} entries, expected {self._rows.table.rows}, one a row")
         self._rows.write(range(len(rows)), rows)
@@ -255,6 +290,11 @@ def _programs(programs: Any, strength: Any) -> tuple[Program, ...]:
     return tuple(_program(p, s) for p, s in zip(programs, strength))
 
 
+def _one(strength: Any) -> Any:
+    """The strength of one program, which `_resolved` may give as a list of one."""
+    return strength[0] if isinstance(strength, list) else strength
+
+
 def _program(program: ProgramLike, strength: float | None) -> Program:
     if program is None:
         return Program()
@@ -339,8 +379,14 @@ def _check_origin(model: nn.Module, decoder: Decoder, bank: Bank, strict: bool) 
 
 
 def _device(decoder: Decoder) -> torch.device:
-    for block in decoder.blocks:
-        for parameter in block.parameters():
-            if parameter.device.type != "meta":
-                return parameter.device
-    return torch.device("cpu")
+    """Where the table is at home: with the first block."""
+    return _device_of(decoder.blocks[0])
+
+
+def _device_of(block: nn.Module) -> torch.device:
+    """Where a block computes: accelerate says so of one whose weights lie elsewhere."""
+    said = getattr(getattr(block, "_hf_hook", None), "execution_device", None)
+    if said is not None:
+        return torch.device(said)
+    found = (parameter.device for parameter in block.parameters() if parameter.device.type != "meta")
+    return next(found, torch.device("cpu"))

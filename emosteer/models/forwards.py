@@ -16,17 +16,12 @@ from .levels import DIFFERENTIABLE, FORMULA, IN_PLACE, OFF, Level, Pass
 from .norms import RmsNorm
 from .patching import Replacement, first_tensor, with_first_tensor
 from .positions import Positions
-from .sequences import Sequences
+from .sequences import Sequences, seen_through
 from .token_rows import IDLE, NO_ROW, TokenRows, parameter_names, tokens_of, traced_rows
 
 MASK = "attention_mask"
 # Where a block finds the pass that it belongs to when it is run again for its gradient.
 _PASS = "_emosteer_pass"
-
-
-def _seen_through() -> bool:
-    """Whether torch.func transforms what is computed, so that operators must be plain ones."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 class MaskForward(Replacement):
@@ -79,7 +74,7 @@ class StackForward(Replacement):
         now = level.now
         outer = now.mode, now.token_row, now.row, now.keep, now.inverse, now.fused, now.pending
         call = {**dict(zip(self.names, args)), **kwargs}
-        if torch.compiler.is_compiling() or _seen_through():
+        if torch.compiler.is_compiling() or seen_through():
             now.mode, now.token_row, now.fused = FORMULA, None, False
             self._trace(call, now, now.texts(tokens_of(call).device))
         else:
@@ -119,6 +114,7 @@ class StackForward(Replacement):
             now.mode = OFF
             return
         now.token_row = token_row  # type: ignore[assignment]  # a tensor or None
+        now.elsewhere.clear()
         now.mode = DIFFERENTIABLE if torch.is_grad_enabled() else IN_PLACE
         now.row = now.keep = now.inverse = None
         apart = [m for m in self.watched if m._compiled_call_impl is not None or not _ours(m)]
@@ -209,7 +205,10 @@ class BlockForward(Replacement):
                 return output
         elif mode == DIFFERENTIABLE:
             _remember(kwargs, now.token_row)
-        return self._by_kernel(output, now.token_row, mode)
+        row = now.token_row
+        if row is not None:
+            row = now.token_row_on(self._hidden(output).device)
+        return self._by_kernel(output, row, mode)
 
     def _by_kernel(self, output: Any, row: Tensor | None, mode: int) -> Any:
         hidden = self._hidden(output)
@@ -218,7 +217,7 @@ class BlockForward(Replacement):
         if v.device != hidden.device:
             v = self.directions = v.to(hidden.device)
         if table.device != hidden.device:
-            table = table.to(hidden.device)
+            table = self.level.table_on(hidden.device)
         if row is not None and row.device != hidden.device:
             row = row.to(hidden.device)
         if hidden.dtype not in checks.DTYPES:
@@ -255,7 +254,8 @@ class BlockForward(Replacement):
         v, scale, at = self.directions, self.scale, self.at
         if hidden.device != v.device:
             v, scale, at = v.to(hidden.device), scale.to(hidden.device), at.to(hidden.device)
-            table = table.to(hidden.device)
+        if hidden.device != table.device:
+            table = self.level.whole_on(hidden.device)
         if hidden.device != row.device:
             row, keep = row.to(hidden.device), keep.to(hidden.device)
             inverse = None if inverse is None else inverse.to(hidden.device)
@@ -338,10 +338,12 @@ class NormForward(Replacement):
                 return self.original(x, *args, **kwargs)
             return backends.of(x.device).rms_norm(x, weight, self.eps, self.offset)
         now.pending = None
-        block, table, token_row = self.block, self.level.table, now.token_row
+        block, table, token_row = self.block, self.level.table, now.token_row_on(x.device)
         assert block is not None  # who leaves its steering here
         assert table is not None
-        if other or not x.is_contiguous() or x.device != table.device:
+        if table.device != x.device:
+            table = self.level.table_on(x.device)
+        if other or not x.is_contiguous() or x.device != weight.device or block.directions.device != x.device:
             steered = block._by_kernel(x, token_row, IN_PLACE)
             if steered is not x:
                 x.copy_(steered)

@@ -25,6 +25,7 @@ from .patching import Patches, Replacement
 from .positions import Positions
 from .prompts import Prompt
 from .proof import prove
+from .table_rows import TableRows
 
 # Threads and modules that would have to be asked too often otherwise: attached steerings, in order.
 _attached: dict[nn.Module, list[Injection]] = {}
@@ -47,7 +48,8 @@ class Injection:
         scales: block → one unit of length.
         table: what each row does.
         positions: which tokens are acted on.
-        whole: the table with idle rows after it, so that tables of many sizes share compiled code.
+        rows: what keeps the table: with idle rows after it, so that tables of many sizes share compiled code,
+            and its replicas on the devices of a model that lies on several.
         fused: whether to look for a fusion.
     """
 
@@ -61,15 +63,15 @@ class Injection:
         table: SteerTable,
         positions: Positions,
         *,
-        whole: SteerTable | None = None,
+        rows: TableRows | None = None,
         fused: bool = True,
     ) -> None:
         self.entry, self.model, self.decoder = entry, model, decoder
         with torch.inference_mode(False):
-            self.directions = {layer: _ready(v, table.device) for layer, v in directions.items()}
+            self.directions = {layer: _ready(v) for layer, v in directions.items()}
         self._banked = directions
         self.scales, self.table, self.positions = scales, table, positions
-        self.whole = table if whole is None else whole
+        self.rows, self.whole = rows, table if rows is None else rows.whole
         for column in self.whole.columns():
             fixed(column)
         self._want_fused = fused
@@ -141,9 +143,8 @@ class Injection:
     def _check(self) -> None:
         """What would fail in the middle of a forward pass, told before anything is patched."""
         for layer, v in self.directions.items():
-            x = torch.empty(1, v.shape[1], device=v.device)
-            checks.directions(v, x)
-            checks.table(self.table, self.table.rows, None, x)
+            checks.directions(v, torch.empty(1, v.shape[1], device=v.device))
+            checks.table(self.table, self.table.rows, None, self.table.strength)
             checks.scale(self.scales[layer])
 
     def _gram(self) -> Tensor | None:
@@ -155,7 +156,7 @@ class Injection:
             if raw not in _grams or _grams[raw].device != self.table.device:
                 v = self.directions[layer]
                 with torch.inference_mode(False):
-                    _grams[raw] = v @ v.T
+                    _grams[raw] = (v @ v.T).to(self.table.device)
             parts.append(_grams[raw])
         with torch.inference_mode(False):
             return fixed(torch.stack(parts))
@@ -163,7 +164,7 @@ class Injection:
     def _patch(self, level: Level, fusion: Fusion) -> Patches:
         patches = Patches()
         blocks, stack = self.decoder.blocks, self.decoder.stack
-        level.table, level.whole = self.table, self.whole
+        level.table, level.whole, level.rows = self.table, self.whole, self.rows
         level.choose(self.positions, self.whole.rows, self.table.device)
         level.yielded = 0
         try:
@@ -264,6 +265,17 @@ class Injection:
         return "\n".join(lines)
 
     @contextmanager
+    def reading(self, table: SteerTable) -> Iterator[None]:
+        """Traced passes inside read this table."""
+        level = self._level
+        assert level is not None  # attached
+        before, level.whole = level.whole, table
+        try:
+            yield
+        finally:
+            level.whole = before
+
+    @contextmanager
     def batch(self, rows: Tensor | None, prompt: Prompt | None) -> Iterator[None]:
         """What this thread's passes are about; see `Steering.batch`."""
         level = self._level
@@ -312,8 +324,8 @@ def _around(model: nn.Module, decoder: Decoder) -> Iterator[nn.Module]:
         path.append(part)
 
 
-def _ready(v: Tensor, device: torch.device) -> Tensor:
-    """Float32 on the device of the table, at an address of its own that is not an inference tensor's."""
+def _ready(v: Tensor) -> Tensor:
+    """Float32, and no inference tensor: a gradient may want it."""
     v = v.detach()
     v = v.clone() if v.is_inference() else v
-    return fixed(v.to(device, torch.float32).contiguous())
+    return fixed(v.to(torch.float32).contiguous())

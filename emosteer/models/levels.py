@@ -16,6 +16,7 @@ from .addresses import fixed
 from .patching import Replacement, buried
 from .positions import Positions
 from .sequences import Sequences
+from .table_rows import TableRows
 from .token_rows import Chosen
 
 # How a pass is steered: not at all; in place; by the differentiable operator; by the formula, which compilers
@@ -38,6 +39,7 @@ class Pass(threading.local):
         mask: 2-D attention mask of the whole model.
         asking: whether a `generate` call is going on, and what cache its own text is in.
         sequences, beside: what is known of the texts; of those that others run beside a `generate` call.
+        elsewhere: `token_row` on other devices than the token ids', sent there once a pass.
         buffers: tensors at fixed addresses, by what they hold and their shape.
     """
 
@@ -55,6 +57,7 @@ class Pass(threading.local):
         self.cache: Any = None
         self.sequences: Sequences | None = None
         self.beside: Sequences | None = None
+        self.elsewhere: dict[torch.device, Tensor] = {}
         self.buffers: dict[tuple, Tensor] = {}
 
     def texts(self, device: torch.device) -> Sequences:
@@ -62,6 +65,15 @@ class Pass(threading.local):
         if self.sequences is None or self.sequences.device != device:
             self.sequences = Sequences(device)
         return self.sequences
+
+    def token_row_on(self, device: torch.device) -> Tensor | None:
+        """`token_row` for a block of this device."""
+        row = self.token_row
+        if row is None or row.device == device:
+            return row
+        if device not in self.elsewhere:
+            self.elsewhere[device] = row.to(device, non_blocking=True)
+        return self.elsewhere[device]
 
     def hold(self, name: str, value: Tensor) -> Tensor:
         """A copy of `value` where it was the last time."""
@@ -86,6 +98,7 @@ class Level:
         yielded: how many steerings attached later are still there.
         proving: whether hooks that want to see the stream are ignored, since a fusion is being proved.
         table, whole: of the steering that is attached; `whole` is `table` with the idle rows after it.
+        rows: what keeps them, and their replicas on other devices; None for a table of one device.
         picks: its positions, for traced code.
         gram: float32 `[L, K, K]`, the dot products of each steered block's directions; None for one slot.
         asking: threads in a `generate` call of the steering.
@@ -98,11 +111,22 @@ class Level:
         self.proving = False
         self.table: SteerTable | None = None
         self.whole: SteerTable | None = None
+        self.rows: TableRows | None = None
         self.picks: Chosen | None = None
         self.gram: Tensor | None = None
         self.asking: set[int] = set()
         self._forwards: dict[Any, Replacement] = {}
         self._chosen: dict[torch.device, Chosen] = {}
+
+    def table_on(self, device: torch.device) -> SteerTable:
+        """The table for a block of another device."""
+        assert self.table is not None  # attached
+        return self.table.to(device) if self.rows is None else self.rows.on(device)
+
+    def whole_on(self, device: torch.device) -> SteerTable:
+        """`table_on`, with the idle rows."""
+        assert self.whole is not None  # attached
+        return self.whole.to(device) if self.rows is None else self.rows.whole_on(device)
 
     @property
     def free(self) -> bool:

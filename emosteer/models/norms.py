@@ -29,7 +29,7 @@ def recognise(module: nn.Module) -> RmsNorm | str:
     parameters = dict(module.named_parameters(recurse=False))
     if set(parameters) != {"weight"} or parameters["weight"].ndim != 1 or any(module.children()):
         return f"{name} is not an RMS norm: it has {', '.join(sorted(parameters)) or 'no parameters'}"
-    if hasattr(module, "_hf_hook"):
+    if getattr(getattr(module, "_hf_hook", None), "offload", hasattr(module, "_hf_hook")):
         return f"{name} is moved between devices by accelerate"
     weight = parameters["weight"]
     if type(weight) is not nn.Parameter and type(weight.data) is not torch.Tensor:

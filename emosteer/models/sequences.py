@@ -17,6 +17,11 @@ CAPACITY = 4096
 ASSIGNED, PROMPTS, COLUMNS, STARTED, WHOLE = range(5)
 
 
+def seen_through() -> bool:
+    """Whether torch.func transforms what is computed."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 class Sequences:
     """The prompts of a batch's rows, and the table rows assigned to them, for eager and traced code alike.
 
@@ -105,6 +110,8 @@ class Sequences:
 
     def begin(self, length: Tensor) -> None:
         """Note that sequences start with so many tokens `[B]`."""
+        if torch.compiler.is_exporting() or (not torch.compiler.is_compiling() and seen_through()):
+            return  # what is exported starts its sequences anew; torch.func forbids to write into what lies outside
         batch = length.shape[0]
         if batch > CAPACITY:
             raise ValueError(f"{batch} rows in one batch; there is room for {CAPACITY}: split the batch")

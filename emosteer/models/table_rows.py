@@ -65,7 +65,7 @@ class TableRows:
         room = max(ROOM, 1 << (rows - 1).bit_length())
         with torch.inference_mode(False):
             whole = SteerTable.empty(room, slots)
-        self._host = whole.first(rows)
+            self._host = whole.first(rows)
         assert self._host.record is not None
         self._record = self._host.record
         self._words = self._record.numpy()

@@ -5,7 +5,7 @@ import torch
 
 import emosteer as es
 from emosteer.models.staging import Ring
-from emosteer.models.table_rows import TableRows
+from emosteer.models.table_rows import Replica, TableRows
 
 NAMES = ("calm", "angry", "joyful")
 
@@ -72,7 +72,7 @@ def test_replicas_follow():
             into.copy_(rows)
 
     replica = es.ops.SteerTable.empty(4, 2)
-    held._replicas[torch.device("cuda", 1)] = replica, Recorder()
+    held._replicas[torch.device("cuda", 1)] = Replica(replica, replica, Recorder())
     assert held.on(torch.device("cuda", 1)) is replica
     address = replica.record.data_ptr()
     held.write(range(4), [es.add(name, 0.1) for name in (*NAMES, "calm")])
@@ -87,7 +87,8 @@ def test_refused_while_a_graph_is_captured(monkeypatch):
     held = made()
     ring = Ring(held.table.record, torch.device("cpu"))
     ring._device = torch.device("cuda", 0)
-    held._replicas[ring._device] = es.ops.SteerTable.empty(4, 2), ring
+    table = es.ops.SteerTable.empty(4, 2)
+    held._replicas[ring._device] = Replica(table, table, ring)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(RuntimeError, match="programs cannot be set while a CUDA graph is captured"):
         held.write([0], [es.add("calm", 0.1)])

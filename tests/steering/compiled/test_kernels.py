@@ -9,7 +9,7 @@ from ..conftest import random_bank
 from .test_neighbours import logits
 
 
-@pytest.mark.parametrize("slots", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("slots", [1, pytest.param(4, marks=pytest.mark.full)])
 def test_no_kernel_is_added_to_a_layer(tiny_llama, slots):
     """Calls in Inductor's output: what a pass adds does not grow with the layers."""
     from torch._inductor.utils import run_and_get_code

@@ -20,7 +20,7 @@ def logits(call, ids=IDS, mask=MASK):
     return call(input_ids=ids, attention_mask=mask, position_ids=position, use_cache=False).logits
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(
     "how",
     [
@@ -57,7 +57,7 @@ def test_any_batch_and_length_when_dynamic(model, bank):
     assert counter.frame_count <= 2
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.full)])
 def test_gradients(model, bank, backend):
     """Of the weights, through every kind of program, as eager mode's."""
 
@@ -94,7 +94,7 @@ def test_an_adapter(model, bank):
 
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize(
-    "compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "regional"]
+    "compiled", [False, pytest.param(True, marks=pytest.mark.full)], ids=["eager", "regional"]
 )
 def test_a_checkpoint_around_the_whole_block(model, bank, reentrant, compiled):
     """As transformers 4.5x does it: what runs again for the gradient is the patched block, after its pass."""

@@ -15,8 +15,8 @@ from .conftest import POSITIONS, PROGRAMS, compiled, decode
     [
         ("whole", "static"),
         ("regional", "static"),
-        pytest.param("whole", "dynamic", marks=pytest.mark.slow),
-        pytest.param("regional", "dynamic", marks=pytest.mark.slow),
+        pytest.param("whole", "dynamic", marks=pytest.mark.full),
+        pytest.param("regional", "dynamic", marks=pytest.mark.full),
     ],
 )
 def test_every_position_on_the_code_of_the_first(model, bank, prompts, follow, mask, how, kind):
