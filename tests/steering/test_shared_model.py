@@ -384,9 +384,9 @@ def test_guidance_steers_both_texts(model, bank, positions, negative):
             whole = torch.cat([prompt, follow[:, : new - 1]], 1)
             token = torch.zeros_like(whole)
             token[:, : prompt.shape[1]] = 1
-            with steering.batch(prompt_mask=token[:, : prompt.shape[1]]), streams(model) as by_hand:
-                with torch.no_grad():
-                    model(input_ids=whole, attention_mask=torch.ones_like(whole))
+            known = token[:, : prompt.shape[1]]
+            with steering.batch(prompt_mask=known), streams(model) as by_hand, torch.no_grad():
+                model(input_ids=whole, attention_mask=torch.ones_like(whole))
             torch.testing.assert_close(got, by_hand[0][1], rtol=1e-4, atol=1e-4)
 
 
@@ -405,9 +405,11 @@ def test_packed_batches_are_refused(model, bank):
     if not hasattr(model, "generate_batch"):
         pytest.skip("this version of transformers has no continuous batching")
     for program, positions in ((["calm", "angry"], "all"), (["calm"], "generated")):
-        with es.steer(model, bank, program, 0.3, positions=positions):
-            with pytest.raises(ValueError, match="packs many requests into one row of tokens"):
-                model.generate_batch([[5, 6, 7], [8, 9]])
+        with (
+            es.steer(model, bank, program, 0.3, positions=positions),
+            pytest.raises(ValueError, match="packs many requests into one row of tokens"),
+        ):
+            model.generate_batch([[5, 6, 7], [8, 9]])
     assert "generate_batch" not in model.__dict__
 
 
