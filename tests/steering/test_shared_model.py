@@ -340,12 +340,11 @@ def test_leaving_while_another_thread_generates_is_told(model, bank):
         )
 
     thread = threading.Thread(target=generate)
-    with (
-        pytest.raises(RuntimeError, match="another thread still generates"),
-        es.steer(model, bank, "calm", 0.3),
-    ):
-        thread.start()
-        started.wait(30)
+    steering = es.steer(model, bank, "calm", 0.3).attach()
+    thread.start()
+    assert started.wait(30)
+    with pytest.raises(RuntimeError, match="another thread still generates"):
+        steering.detach()
     go_on.set()
     thread.join(60)
 
