@@ -93,11 +93,11 @@ bench-peers: $(STAMPS)/peers $(STAMPS)/lens
 # What the tests below need beside the first environment; .ci/run installs it behind the others.
 environments: $(STAMPS)/peers $(STAMPS)/lens $(STAMPS)/vllm
 
-# llama.cpp itself, from the source package of llama-cpp-python: some minutes to build, fewer with -O1.
+# llama.cpp itself, from the source package of llama-cpp-python: some minutes to build.
 $(STAMPS)/llamacpp: constraints.txt
 	@mkdir -p $(STAMPS)
 	test -x .venv-llamacpp/bin/python || $(PYTHON) -m venv .venv-llamacpp
-	CMAKE_ARGS="-DCMAKE_C_FLAGS_RELEASE=-O1 -DCMAKE_CXX_FLAGS_RELEASE=-O1 -DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAVA_BUILD=OFF" \
+	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAVA_BUILD=OFF" \
 	.venv-llamacpp/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt --no-binary llama-cpp-python llama-cpp-python
 	@touch $@
 

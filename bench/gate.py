@@ -79,7 +79,8 @@ class Verdict:
 
     def __str__(self) -> str:
         said = "BROKEN" if self.broken else "above, within its spread" if self.median > self.bar else "holds"
-        said += ", but too noisy to say much" if self.spread > 2 * TOLERANCE * self.bar else ""
+        if not self.broken and self.spread > 2 * TOLERANCE * self.bar:
+            said += ", but too noisy to say much"
         return f"{self.name:<58} {self.median:6.3f} ± {self.spread:.3f}  bar {self.bar:.2f}  {said}"
 
 
