@@ -99,7 +99,9 @@ def test_a_dtype_that_is_not_floating_point_is_refused(dtype):
 
 
 def test_paths_that_are_no_models(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"neither .smollm2. nor .gemma3-270m., a folder, a GGUF file"):
+    with pytest.raises(
+        FileNotFoundError, match=r"neither .smollm2. nor .gemma3-270m., a folder, a GGUF file"
+    ):
         load(tmp_path / "nothing here")
     with pytest.raises(FileNotFoundError, match="neither"):
         load("missing.gguf")
@@ -162,7 +164,9 @@ def packages(tmp_path, monkeypatch):
     return folder
 
 
-def test_a_model_in_parts_is_put_together_and_converted_once(tiny_llama, gguf_file, packages, cache, monkeypatch):
+def test_a_model_in_parts_is_put_together_and_converted_once(
+    tiny_llama, gguf_file, packages, cache, monkeypatch
+):
     _in_parts(packages, gguf_file.read_bytes())
     model, _ = load("gemma3-270m")
     assert model.config._name_or_path == "some-model 1.0: tiny.gguf"
@@ -180,7 +184,9 @@ def test_a_model_in_parts_is_put_together_and_converted_once(tiny_llama, gguf_fi
 def test_parts_that_are_missing_or_changed_are_said(gguf_file, packages, cache):
     content = gguf_file.read_bytes()
     _in_parts(packages, content, only=(1,))
-    with pytest.raises(ModuleNotFoundError, match=r"some-model-part2, which is not[^\n]*\n.*--no-deps some-model "):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"some-model-part2, which is not[^\n]*\n.*--no-deps some-model "
+    ):
         load("gemma3-270m")
     _package(packages, "some-model-part2", {"tiny.gguf.part01": content[len(content) // 2 : -1]})
     with pytest.raises(ValueError, match="expected .*install its package again"):

@@ -67,9 +67,7 @@ def builtin(name: str) -> Builtin:
     digests = [line.split() for path in found if path.name == _SUMS for line in path.read_text().splitlines()]
     single = [path for path in found if path.suffix == ".gguf"]
     parts = sorted(
-        (int(match["number"]), match["name"], path)
-        for path in found
-        if (match := _PART.fullmatch(path.name))
+        (int(match["number"]), match["name"], path) for path in found if (match := _PART.fullmatch(path.name))
     )
     complete = len(parts) == len(more) and [number for number, _, _ in parts] == list(range(len(parts)))
     if not single and not (parts and complete and len({file for _, file, _ in parts}) == 1):

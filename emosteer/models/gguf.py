@@ -131,12 +131,11 @@ def _convert(source: Path, dtype: torch.dtype, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True}
+    load: Any = AutoModelForCausalLM.from_pretrained  # whose return type depends on what it is asked for
     try:
         with _one_bar(f"converting {source.name}, once"):
             tokenizer = AutoTokenizer.from_pretrained(source.parent, **where)
-            model, loaded = AutoModelForCausalLM.from_pretrained(
-                source.parent, dtype=dtype, output_loading_info=True, **where
-            )
+            model, loaded = load(source.parent, dtype=dtype, output_loading_info=True, **where)
     except Exception as error:
         raise ValueError(f"transformers cannot convert {source}: {error}") from error
     # What the file lacks would otherwise be drawn at random.
