@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from emosteer.bank import Bank
-from emosteer.models.blocks import find_decoder, probing, resolve_layers
+from emosteer.models.blocks import check_layers, find_decoder, probing, resolve_layers
 from emosteer.models.capture import layer_at_two_thirds
 from emosteer.models.patching import Patches, first_tensor, unwrap
 from emosteer.models.positions import Positions
@@ -92,6 +92,7 @@ class Monitor:
                 f"the bank has directions of width {bank.dim}, the residual stream has {self.decoder.dim}"
             )
         depth = self.decoder.depth
+        check_layers(bank.layers, depth)
         at = (layer_at_two_thirds(bank.layers, depth),) if layers is None else resolve_layers(layers, depth)
         self.scores = {layer: ZScores(bank, layer, names) for layer in at}
         self.names, self.layers = names, tuple(at)
