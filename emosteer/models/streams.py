@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,10 +68,17 @@ def _fixed(
 
     hook = last.register_forward_hook(replace)
     try:
-        output = first_tensor(run(model, variant=variant))
+        output = output_of(run(model, variant=variant))
     finally:
         hook.remove()
     return output.float().clone() if done and output is not None else None
+
+
+def output_of(result: Any) -> Tensor | None:
+    """What a model hands back: its logits, or the last hidden state of one without a head."""
+    if isinstance(result, Mapping):
+        return next((value for value in result.values() if isinstance(value, Tensor) and value.ndim == 3), None)
+    return first_tensor(result)
 
 
 def _far(a: Tensor, b: Tensor) -> bool:
