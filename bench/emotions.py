@@ -35,7 +35,9 @@ def calibration(setting) -> dict:
     best = {name: found.strongest(name, setting.layers) for name in CALIBRATED}
     strongest = {name: None if one is None else one.strength for name, one in best.items()}
     said = ", ".join(f"{name} {s}" for name, s in strongest.items())
-    rows = [{k: v for k, v in vars(m).items() if isinstance(v, (int, float, str))} for m in found.measurements]
+    rows = [
+        {k: v for k, v in vars(m).items() if isinstance(v, (int, float, str))} for m in found.measurements
+    ]
     return {"findings": [f"Strongest coherent strength: {said}."], "strongest": strongest, "grid": rows}
 
 

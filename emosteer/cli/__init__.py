@@ -30,7 +30,9 @@ def demo(out: Path = typer.Option(Path("out/demo"), help="Where the pictures and
 
 @app.command()
 def doctor(
-    architectures: bool = typer.Option(False, "--architectures", help="Try every architecture of transformers."),
+    architectures: bool = typer.Option(
+        False, "--architectures", help="Try every architecture of transformers."
+    ),
     out: Path = typer.Option(None, help="With --architectures: the page to write."),  # noqa: B008
     seconds: float = typer.Option(30.0, help="With --architectures: the most that one may take."),
 ) -> None:

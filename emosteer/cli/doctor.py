@@ -21,9 +21,15 @@ def survey(out: Path | None, seconds: float) -> None:
 
     rows = one.survey(one.architectures(), seconds=seconds, say=say)
     if out is not None:
-        table = Path("bench/results/architectures.csv") if Path("bench/results").is_dir() else out.with_suffix(".csv")
+        table = (
+            Path("bench/results/architectures.csv")
+            if Path("bench/results").is_dir()
+            else out.with_suffix(".csv")
+        )
         one.write(rows, table, out)
-    counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in {row.verdict for row in rows}}
+    counts = {
+        verdict: sum(row.verdict == verdict for row in rows) for verdict in {row.verdict for row in rows}
+    }
     console.print(", ".join(f"{n} {verdict}" for verdict, n in sorted(counts.items())))
 
 

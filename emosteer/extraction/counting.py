@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence, Sized
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -19,6 +20,8 @@ from .collected import NEUTRAL, Collected
 from .sharing import merged, process_group
 from .state import SPREAD_STRIDE, Checkpoint, Fingerprint, LayerMoments
 
+# How many times as long as the others a first token's residual must be to be called an attention sink.
+SINK = 10.0
 NOT_FINITE = ("raise", "skip")
 SKIP_HINT = '; not_finite="skip" leaves such texts out'
 
@@ -72,6 +75,7 @@ class Counting:
             checkpoint = f"{os.fspath(checkpoint)}.{self.rank}"
         self.checkpoint = Checkpoint(checkpoint, identity)
         self.not_finite = not_finite
+        self.first = {layer: torch.zeros(2, dtype=torch.float64, device=self.device) for layer in self.layers}
         self.left_out: dict[str, list[int]] = {"stories": [], NEUTRAL: []}
         self.batches_done = 0
         self._unsaved = 0  # tokens
@@ -137,6 +141,7 @@ class Counting:
         group, weight, counted = (t.to(self.device) for t in (group, weight, counted))
 
         wrong: dict[int, Tensor] = {}
+        sinks = bool((group[:, 0] >= 0).any())
 
         def see(layer: int, hidden: Tensor) -> None:
             moments = self.moments[layer]
@@ -148,6 +153,11 @@ class Counting:
                 return
             moments.stories.update(hidden, group, weight)
             moments.spread.update(rows)
+            if sinks:
+                first = norms[:, 0][counted[:, 0]]
+                self.first[layer] += torch.stack(
+                    [first.sum(dtype=torch.float64), first.new_tensor(len(first))]
+                )
             moments.norm[0] += torch.where(counted, norms, 0.0).sum(dtype=torch.float64)
             moments.norm[1] += len(at)
 
@@ -246,6 +256,7 @@ class Counting:
             raise ValueError(
                 f"every text of {', '.join(empty[:5])} was left out: its residuals are not finite"
             )
+        self._warn_of_sinks()
         if self.world > 1:
             for layer, mine in self.moments.items():
                 self.moments[layer] = merged(mine, lambda: self._moments(len(self.names)))
@@ -262,6 +273,22 @@ class Counting:
                 "versions": {name: _version(name) for name in ("emosteer", "torch", "transformers")},
             },
         )
+
+    def _warn_of_sinks(self) -> None:
+        """Say where first tokens were counted whose residual is far longer than all others' (attention sinks)."""
+        worst, at = 0.0, 0
+        for layer, first in self.first.items():
+            total, n = (self.moments[layer].norm - first).tolist()
+            if float(first[1]) and n > 0 and total > 0:
+                ratio = float(first[0] / first[1]) / (total / n)
+                worst, at = max((worst, at), (ratio, layer))
+        if worst > SINK:
+            warnings.warn(
+                f"the first token of a text counts, and its residual at layer {at} is {worst:.0f} times as long as "
+                f"the others': an attention sink, which says nothing of the text but sways directions and scale; "
+                f"pass skip_tokens=1 or more, and texts of more than one token",
+                stacklevel=5,
+            )
 
 
 def _pair(item: Any, number: int) -> tuple[str, Any]:

@@ -78,8 +78,8 @@ def read(
             vectors = chosen.read(path, layer_offset=layer_offset, depth=depth, named=format is not None)
         else:
             vectors = chosen.read(path).moved(layer_offset or 0)
-        beyond = [layer for layer in vectors.directions if depth is not None and layer >= depth]
-        if beyond:
+        beyond = [] if depth is None else [l for l in vectors.directions if l >= depth]
+        if depth is not None and beyond:
             raise ValueError(
                 f"it has layers {beyond[:8]}, the model has blocks 0 to {depth - 1}; if it counts hidden_states, the "
                 f"embeddings first, pass layer_offset=-1"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .patching import first_tensor
 
 _ROUNDING = 1e-3
+_DEPTHS = ("num_layers",)
 
 
 def prove_stream(model: nn.Module, blocks: Sequence[nn.Module], name: str, run: Callable[..., Any]) -> None:
@@ -33,7 +34,9 @@ def prove_stream(model: nn.Module, blocks: Sequence[nn.Module], name: str, run: 
     config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     depth = getattr(text, "num_hidden_layers", None)
-    if isinstance(depth, int) and len(blocks) < depth:
+    # LongCat counts two sublayers a block: its depth has another name.
+    named = {getattr(text, name, None) for name in _DEPTHS}
+    if isinstance(depth, int) and len(blocks) < depth and len(blocks) not in named:
         raise ValueError(
             f"model {type(model).__name__} has {depth} blocks, but the longest chain that hands one tensor along is "
             f"{name}, {len(blocks)} modules: several residual streams run between its blocks, or several lists make "
@@ -77,7 +80,9 @@ def _fixed(
 def output_of(result: Any) -> Tensor | None:
     """What a model hands back: its logits, or the last hidden state of one without a head."""
     if isinstance(result, Mapping):
-        return next((value for value in result.values() if isinstance(value, Tensor) and value.ndim == 3), None)
+        return next(
+            (value for value in result.values() if isinstance(value, Tensor) and value.ndim == 3), None
+        )
     return first_tensor(result)
 
 

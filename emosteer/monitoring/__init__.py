@@ -22,6 +22,9 @@ from emosteer.zscores import ZScores
 
 from .turns import Alarm, Running, Turn
 
+# What the caches of recurrent models are called in a forward.
+RECURRENT = ("cache_params", "state")
+
 __all__ = ["Alarm", "Monitor", "Running", "Turn", "monitor"]
 
 
@@ -172,6 +175,7 @@ class Monitor:
             rows = token_rows(call, now.texts)
             now.valid = rows >= 0 if isinstance(rows, Tensor) else None
             now.past = int(cached_columns(call))
+            now.recurrent = any(call.get(name) is not None for name in RECURRENT)
             now.watching, now.fresh = True, True
             try:
                 output = original(*args, **kwargs)
@@ -232,6 +236,10 @@ class Monitor:
     def _begin(self, now: _Watching, batch: int, length: int, device: torch.device) -> None:
         """Find the turn that a pass belongs to, and which of its columns are new."""
         turn = now.turn
+        # A recurrent cache does not say how many columns it holds; a pass without a cache repeats them all.
+        same = turn is not None and turn.batch == batch and length <= turn.seen
+        if turn is not None and same and now.past == 0 and (now.generating or now.recurrent):
+            now.past = turn.seen
         if turn is None or turn.batch != batch or (not now.generating and now.past == 0):
             prompt = length if now.prompt is None else now.prompt.mask.shape[1]
             turn = now.turn = Turn(self.names, self.layers, batch, prompt, device)
@@ -300,7 +308,7 @@ class _Watching(threading.local):
     """A thread's pass and turn."""
 
     def __init__(self) -> None:
-        self.watching = self.generating = self.fresh = False
+        self.watching = self.generating = self.fresh = self.recurrent = False
         self.prompt: Prompt | None = None
         self.texts: Sequences | None = None
         self.turn: Turn | None = None

@@ -1,4 +1,4 @@
-"""Which architectures of the installed transformers are steered, how, and which not and why: a table anyone can make."""
+"""Which architectures of the installed transformers are steered, how, and which not and why."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import platform
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -83,7 +83,7 @@ def _apart(kind: str, model_type: str, seconds: float) -> Row:
 
     from .trial import tried
 
-    context = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
+    context: Any = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(sender, tried, kind, model_type), daemon=True)
     began = time.perf_counter()
@@ -100,14 +100,17 @@ def _apart(kind: str, model_type: str, seconds: float) -> Row:
         row = Row(kind, model_type, "not built", reason=f"its process died: {died}")
     process.kill()
     process.join()
-    taken = {**asdict(row), "seconds": round(time.perf_counter() - began, 1)}
-    return Row(**taken)
+    return replace(row, seconds=round(time.perf_counter() - began, 1))
 
 
 def _send(sender: Any, tried: Callable[[str, str], Row], kind: str, model_type: str) -> None:
     import contextlib
 
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
         sender.send(tried(kind, model_type))
 
 
@@ -130,16 +133,9 @@ def read(table: Path) -> list[Row]:
     """The rows of a CSV."""
     with table.open(encoding="utf-8", newline="") as file:
         lines = csv.DictReader(line for line in file if not line.startswith("#"))
+        numbers: dict[str, Callable[[str], Any]] = {"depth": int, "fused": int, "seconds": float}
         return [
-            Row(
-                **{
-                    **line,
-                    "depth": int(line["depth"]),
-                    "fused": int(line["fused"]),
-                    "seconds": float(line["seconds"]),
-                }
-            )
-            for line in lines
+            Row(**{name: numbers.get(name, str)(value) for name, value in line.items()}) for line in lines
         ]
 
 
@@ -148,30 +144,30 @@ def _page(rows: Sequence[Row], head: str) -> Iterator[str]:
     yield from (
         "# Every architecture",
         "",
-        "Each causal, vision-language and encoder–decoder language model of the installed transformers, built tiny from",
-        "its configuration and steered at all blocks, two programs in a batch; its logits against plain hooks in",
-        "float64. This page is made by `emosteer doctor --architectures --out docs/architectures.md`; the table beside",
-        "it is [bench/results/architectures.csv](../bench/results/architectures.csv).",
+        "Each causal, vision-language and encoder–decoder model of the installed transformers, built tiny from its",
+        "configuration and steered at all blocks, two programs in a batch; its logits against plain hooks in",
+        "float64. This page is made by `emosteer doctor --architectures --out docs/architectures.md`; its table",
+        "is [bench/results/architectures.csv](../bench/results/architectures.csv).",
         "",
         f"{said}.",
         "",
-        "*right*: within 1e-4 of steering by hand. *fused*: blocks steered inside the norm that reads them, at no cost;",
+        "*right*: within 1e-4 of steering by hand. *fused*: blocks steered inside the norm that reads them;",
         "the others are steered at their output. *refused*: emosteer says why and steers nothing. *not built*: the",
-        "configuration wants sizes that go together in its own way; nothing is known about it.",
+        "configuration wants sizes of its own; nothing is known about it.",
         "",
     )
     for kind in KINDS:
         here = [row for row in rows if row.kind == kind]
         if not here:
             continue
-        counts = {v: sum(row.verdict == v for row in here) for v in dict.fromkeys(row.verdict for row in here)}
+        counts = {
+            v: sum(row.verdict == v for row in here) for v in dict.fromkeys(row.verdict for row in here)
+        }
+        yield from (f"## {kind.capitalize()}", "", ", ".join(f"{n} {v}" for v, n in counts.items()) + ".", "")
         yield from (
-            f"## {kind.capitalize()}",
-            "",
-            ", ".join(f"{n} {v}" for v, n in counts.items()) + ".",
-            "",
+            "| model type | | blocks | fused | error | why not |",
+            "| --- | --- | --- | --- | --- | --- |",
         )
-        yield from ("| model type | | blocks | fused | error | why not |", "| --- | --- | --- | --- | --- | --- |")
         for row in sorted(here, key=lambda row: row.model_type):
             fused = f"{row.fused} of {row.depth}" if row.depth else ""
             reason = row.reason.replace("|", "\\|").replace("\n", " ")

@@ -105,7 +105,9 @@ def _small(kind: Any, sizes: dict[str, Any]) -> Any:
         if name in names and getattr(plain, name, None) is not None:
             given[name] = value
     if "kv_lora_rank" in given:  # latent attention: every head has keys of its own
-        given |= {"num_key_value_heads": given["num_attention_heads"]} if "num_key_value_heads" in given else {}
+        given |= (
+            {"num_key_value_heads": given["num_attention_heads"]} if "num_key_value_heads" in given else {}
+        )
     rope = vars(plain).get("rope_parameters")
     if isinstance(rope, dict) and "mrope_section" in rope:
         given["rope_parameters"] = {**rope, "mrope_section": [2, 1, 1]}

@@ -41,7 +41,7 @@ def tried(kind: str, model_type: str) -> Row:
         decoder = find_decoder(model)
     except Exception as error:
         return Row(kind, model_type, "refused", reason=_short(error))
-    where = dict(blocks=decoder.name, depth=decoder.depth)
+    where: dict[str, Any] = dict(blocks=decoder.name, depth=decoder.depth)
     try:
         bank = _bank(model, decoder, ids)
         steering = steer(model, bank, list(_NAMES), STRENGTH, layers="all")
@@ -54,13 +54,13 @@ def tried(kind: str, model_type: str) -> Row:
         except Exception as problem:  # kernels and casts of its own
             by_hand = _by_hand(model, decoder, bank, ids, torch.float32)
             note = f"compared in float32, since it does not run in float64 ({_short(problem, 60)})"
-        error = _distance(steered, by_hand)
+        distance = _distance(steered, by_hand)
         moved = _distance(steered, plain)
     except Exception as problem:
         return Row(kind, model_type, "wrong", **where, reason=_short(problem))
-    verdict = "right" if error < RIGHT and moved > 10 * RIGHT else "wrong"
+    verdict = "right" if distance < RIGHT and moved > 10 * RIGHT else "wrong"
     reason = note if verdict == "right" else f"steering moved the logits by {moved:.1e}"
-    return Row(kind, model_type, verdict, **where, fused=fused, error=f"{error:.0e}", reason=reason)
+    return Row(kind, model_type, verdict, **where, fused=fused, error=f"{distance:.0e}", reason=reason)
 
 
 def _built(kind: str, model_type: str) -> nn.Module:
@@ -106,7 +106,7 @@ def _by_hand(model: nn.Module, decoder: Decoder, bank: Bank, ids: Tensor, dtype:
     """Logits in `dtype` with plain hooks: y = x + s·u·v, brought back to the norm of x."""
     exact = copy.deepcopy(model).to(dtype)
     for module in exact.modules():  # grouped products of experts know no float64
-        config = getattr(module, "config", None)
+        config: Any = getattr(module, "config", None)
         if hasattr(config, "_experts_implementation"):
             config._experts_implementation = "eager"
     blocks = exact.get_submodule(decoder.name)

@@ -31,7 +31,10 @@ def test_a_model_that_takes_too_long_is_left(monkeypatch):
 
 
 def test_the_page_is_made_from_the_table(tmp_path):
-    rows = [Row("causal", "llama", "right", "model.layers", 3, 2, "1e-06"), Row("causal", "x", "refused", reason="a|b")]
+    rows = [
+        Row("causal", "llama", "right", "model.layers", 3, 2, "1e-06"),
+        Row("causal", "x", "refused", reason="a|b"),
+    ]
     write(rows, tmp_path / "a.csv", tmp_path / "a.md")
     assert read(tmp_path / "a.csv") == rows
     text = (tmp_path / "a.md").read_text()
