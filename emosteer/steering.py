@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .bank import Bank
-from .models.blocks import Decoder, find_decoder, resolve_layers
+from .models.blocks import Decoder, check_layers, find_decoder, resolve_layers
 from .models.injection import Injection
 from .models.patching import unwrap
 from .models.positions import Positions
@@ -70,6 +70,8 @@ def steer(
         layers: "middle" (blocks from 40% to 70% of the depth), "all", numbers, fractions, several. The
             strength applies at each of them.
         positions: "all", "prompt", "generated", a slice or a bool mask (`emosteer.models.positions.Positions`).
+            The first generated token is drawn from the prompt's last position, so "generated" leaves it
+            alone; `slice(-1, None)` steers from that position on, every generated token included.
         preserve_norm: keep each row's norm where a program does not say; programs with bounds keep it by
             rescaling only what is orthogonal to their directions.
         relative: measure strengths and bounds by each token's own norm instead.
@@ -366,6 +368,7 @@ def _check_origin(model: nn.Module, decoder: Decoder, bank: Bank, strict: bool) 
             f"the bank has directions of width {bank.dim}, the residual stream of {type(model).__name__} "
             f"has width {decoder.dim}; they belong to different models"
         )
+    check_layers(bank.layers, decoder.depth)
     made_from = bank.provenance.get("model")
     here = getattr(getattr(model, "config", None), "_name_or_path", None)
     if made_from and here and made_from != here:

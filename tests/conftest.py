@@ -76,3 +76,14 @@ def smollm2():
     from emosteer.models.loading import load
 
     return load("smollm2")
+
+
+@pytest.fixture(scope="session")
+def gemma3():
+    """`(model, tokenizer)`: Gemma 3 270M; tests leave it as they found it."""
+    from emosteer.models.loading import load
+
+    try:
+        return load("gemma3-270m")
+    except ModuleNotFoundError as error:
+        pytest.skip(str(error))

@@ -286,5 +286,5 @@ def test_bad_values(tiny_llama, stories, arguments, message):
 def test_bad_types(tiny_llama):
     with pytest.raises(TypeError, match="story 1 must be a \\(label, text\\) pair"):
         es.extract(*tiny_llama, [("calm", "a"), 3])
-    with pytest.raises(TypeError, match="pair of strings, got str, int"):
+    with pytest.raises(TypeError, match="a string and a string or a chat, got str, int"):
         es.extract(*tiny_llama, [("calm", 3)])

@@ -1,11 +1,14 @@
+import hashlib
 import multiprocessing
 import os
 import sys
 import time
 
 import pytest
+import safetensors.torch
 import torch
 
+import emosteer.models.builtin
 import emosteer.models.gguf
 from emosteer.models.loading import load
 
@@ -96,7 +99,9 @@ def test_a_dtype_that_is_not_floating_point_is_refused(dtype):
 
 
 def test_paths_that_are_no_models(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"neither 'smollm2', a folder, a GGUF file"):
+    with pytest.raises(
+        FileNotFoundError, match=r"neither .smollm2. nor .gemma3-270m., a folder, a GGUF file"
+    ):
         load(tmp_path / "nothing here")
     with pytest.raises(FileNotFoundError, match="neither"):
         load("missing.gguf")
@@ -123,9 +128,100 @@ def test_a_hub_id_that_cannot_be_had_says_so(monkeypatch, tmp_path):
 
 
 def test_a_missing_wheel_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("emosteer.models.loading.PACKAGE", "no-such-package-here")
+    monkeypatch.setitem(emosteer.models.builtin.PACKAGES, "smollm2", "no-such-package-here")
     with pytest.raises(ModuleNotFoundError, match="install --no-deps no-such-package-here"):
         load("smollm2")
+
+
+def _package(folder, name, files, requires=()):
+    """An installed package of data files, as its metadata tells it."""
+    module, info = folder / name.replace("-", "_"), folder / f"{name.replace('-', '_')}-1.0.dist-info"
+    info.mkdir(parents=True)
+    module.mkdir()
+    lines = [f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0"]
+    (info / "METADATA").write_text("\n".join([*lines, *(f"Requires-Dist: {one}" for one in requires)]) + "\n")
+    for file, content in files.items():
+        (module / file).write_bytes(content)
+    (info / "RECORD").write_text("".join(f"{module.name}/{file},,\n" for file in files))
+
+
+def _in_parts(folder, content, *, digest=None, only=(1, 2)):
+    sums = f"{digest or hashlib.sha256(content).hexdigest()}  tiny.gguf\n".encode()
+    names = ["some-model-part1==1.0", "some-model-part2==1.0", "unrelated"]
+    _package(folder, "some-model", {"SHA256SUMS": sums}, names)
+    half = len(content) // 2
+    for k, part in enumerate((content[:half], content[half:]), 1):
+        if k in only:
+            _package(folder, f"some-model-part{k}", {f"tiny.gguf.part0{k - 1}": part})
+
+
+@pytest.fixture
+def packages(tmp_path, monkeypatch):
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setitem(emosteer.models.builtin.PACKAGES, "gemma3-270m", "some-model")
+    return folder
+
+
+def test_a_model_in_parts_is_put_together_and_converted_once(
+    tiny_llama, gguf_file, packages, cache, monkeypatch
+):
+    _in_parts(packages, gguf_file.read_bytes())
+    model, _ = load("gemma3-270m")
+    assert model.config._name_or_path == "some-model 1.0: tiny.gguf"
+    ids = tiny_llama[1]("words 12", return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(model(**ids).logits, tiny_llama[0](**ids).logits)
+
+    def again(*_args, **_kwargs):
+        raise AssertionError("put together a second time")
+
+    monkeypatch.setattr(emosteer.models.gguf, "_digest", again)
+    load("gemma3-270m")
+
+
+def test_parts_that_are_missing_or_changed_are_said(gguf_file, packages, cache):
+    content = gguf_file.read_bytes()
+    _in_parts(packages, content, only=(1,))
+    with pytest.raises(
+        ModuleNotFoundError, match=r"some-model-part2, which is not[^\n]*\n.*--no-deps some-model "
+    ):
+        load("gemma3-270m")
+    _package(packages, "some-model-part2", {"tiny.gguf.part01": content[len(content) // 2 : -1]})
+    with pytest.raises(ValueError, match="expected .*install its package again"):
+        load("gemma3-270m")
+    assert not cache.exists() or not list(cache.iterdir())
+
+
+def test_a_file_without_all_weights_is_refused(gguf_file, cache, monkeypatch):
+    """What it lacks would be drawn at random."""
+    from transformers import AutoModelForCausalLM
+
+    original = AutoModelForCausalLM.from_pretrained
+
+    def lacking(*args, **kwargs):
+        model, loaded = original(*args, **kwargs)
+        return model, {**loaded, "missing_keys": {"model.norm.weight"}}
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lacking)
+    with pytest.raises(ValueError, match=r"no weights.*model\.norm\.weight"):
+        load(gguf_file)
+
+
+def test_weights_of_another_size_are_refused(gguf_file, cache):
+    load(gguf_file)
+    (folder,) = cache.iterdir()
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    weights.pop("model.layers.3.mlp.up_proj.weight")
+    safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="delete that folder and load again"):
+        load(gguf_file)
+
+
+def test_converting_draws_no_bar_of_transformers(gguf_file, cache, capfd):
+    load(gguf_file)
+    assert "quantizing" not in capfd.readouterr().err
 
 
 def test_missing_converters_say_what_to_install(gguf_file, cache, monkeypatch):

@@ -262,3 +262,38 @@ def test_a_step_asks_the_device_once(model, bank, monkeypatch):
         assert (alarm.token < prompt) == (float(first) > 1.0), alarm
         assert alarm.z > 1.0
     assert any(alarm.token >= len(PROMPTS[alarm.row]) for alarm in seen.alarms)
+
+
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "rwkv", "jamba", "recurrent_gemma"])
+def test_recurrent_and_hybrid_caches(name):
+    """A recurrent cache does not say how many columns it holds: each generated token counts nevertheless, once."""
+    from .steering.conftest import random_bank
+    from .steering.tiny import tiny
+
+    torch.manual_seed(0)
+    model = tiny(name)
+    plain = random_bank(model)
+    zeros, ones = ({layer: f(len(plain)) for layer in plain.layers} for f in (torch.zeros, torch.ones))
+    bank = es.Bank(
+        plain.names, plain.directions, scale=plain.scale, projection_mean=zeros, projection_std=ones
+    )
+    ids = torch.arange(5, 12)[None]
+    for cached in (True, False):
+        with es.monitor(model, bank, layers=[1]) as monitor:
+            out = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=5,
+                do_sample=False,
+                eos_token_id=None,
+                use_cache=cached,
+            )
+        (turn,) = monitor.turns
+        assert turn.prompt[1].count.tolist() == [7]
+        assert turn.generated[1].count.tolist() == [4]  # the last one is not read: it goes through no block
+        with es.monitor(model, bank, layers=[1]) as whole, torch.no_grad():
+            model(input_ids=out[:, :-1], use_cache=False)
+        total = whole.turns[0].prompt[1].mean * 11
+        torch.testing.assert_close(
+            turn.prompt[1].mean * 7 + turn.generated[1].mean * 4, total, rtol=1e-3, atol=1e-3
+        )

@@ -29,11 +29,20 @@ def demo(out: Path = typer.Option(Path("out/demo"), help="Where the pictures and
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    architectures: bool = typer.Option(
+        False, "--architectures", help="Try every architecture of transformers."
+    ),
+    out: Path = typer.Option(None, help="With --architectures: the page to write."),  # noqa: B008
+    seconds: float = typer.Option(30.0, help="With --architectures: the most that one may take."),
+) -> None:
     """Say what was built, what runs where, and why not the rest."""
-    from .doctor import run
+    from .doctor import run, survey
 
-    run()
+    if architectures:
+        survey(out, seconds)
+    else:
+        run()
 
 
 app.command("convert")(convert)

@@ -3,9 +3,34 @@
 from __future__ import annotations
 
 import importlib.metadata
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+
+def survey(out: Path | None, seconds: float) -> None:
+    """Try every architecture of the installed transformers; the page and the table, where a file is given."""
+    from emosteer import survey as one
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+
+    def say(row: one.Row) -> None:
+        fused = f", {row.fused} of {row.depth} fused" if row.depth else ""
+        console.print(f"{row.model_type}: {row.verdict}{fused} {row.error} {row.reason}".rstrip())
+
+    rows = one.survey(one.architectures(), seconds=seconds, say=say)
+    if out is not None:
+        table = (
+            Path("bench/results/architectures.csv")
+            if Path("bench/results").is_dir()
+            else out.with_suffix(".csv")
+        )
+        one.write(rows, table, out)
+    counts = {
+        verdict: sum(row.verdict == verdict for row in rows) for verdict in {row.verdict for row in rows}
+    }
+    console.print(", ".join(f"{n} {verdict}" for verdict, n in sorted(counts.items())))
 
 
 def run() -> None:

@@ -16,10 +16,11 @@ LAYERS = "middle, all, 14, 12-21, 3,7,11, or a fraction of the depth: 0.66."
 def model_and_bank(model: str, bank: Path | None) -> tuple[Any, Any, Any]:
     """`(model, tokenizer, bank)`."""
     import emosteer as es
+    from emosteer.models.blocks import find_decoder
 
     loaded, tok = es.load(model)
     if bank is not None:
-        return loaded, tok, es.Bank.load(bank)
+        return loaded, tok, es.Bank.load(bank, depth=find_decoder(loaded).depth)
     return loaded, tok, es.emotions.bank(loaded, tok)
 
 

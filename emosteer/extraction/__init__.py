@@ -33,6 +33,7 @@ def extract(
     progress: bool = True,
     token_weight: TokenWeight | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    not_finite: str = "raise",
 ) -> Bank:
     """Directions of labelled texts at each layer, by the recipe of the emotion-vectors paper.
 
@@ -48,7 +49,8 @@ def extract(
 
     Args:
         model, tok: any decoder of transformers and its tokenizer.
-        stories: `(label, text)` pairs, or `Story`s; read once, lazily.
+        stories: `(label, text)` pairs, or `Story`s; read once, lazily. A text may be a chat, a list of
+            messages, which goes through the tokenizer's chat template.
         neutral: texts without what the labels are about. None: the ones that `stories` brings along
             (`es.emotions.corpus()` does), else none; `()`: none.
         layers: "all", numbers, or fractions of the depth.
@@ -62,14 +64,17 @@ def extract(
             count whatever their weight.
         checkpoint: a file that keeps what was counted, batch by batch: an interrupted extraction given
             the same file and texts goes on where it was. Removed at the end.
+        not_finite: "raise" where the residuals of a text are not finite, by its number, label and layer;
+            "skip": a pass of its own finds such texts beforehand and leaves them out (their numbers
+            are in the provenance).
 
     Returns:
         a bank with means, scales (mean residual norms) and the mean and spread of each projection over
         the texts' tokens, which z-scores need.
 
     Raises:
-        TypeError, ValueError: bad arguments, a text that is no string or has no token, fewer than two
-            labels.
+        TypeError, ValueError: bad arguments, a text that is no string or has no token, residuals that
+            are not finite, fewer than two labels.
     """
     if not 0 <= denoise < 1:
         raise ValueError(f"denoise must lie in [0, 1), got {denoise!r}")
@@ -87,6 +92,7 @@ def extract(
         batch_tokens=batch_tokens,
         token_weight=token_weight,
         checkpoint=checkpoint,
+        not_finite=not_finite,
     )
     bank = collected.bank(method, denoise)
     counting.checkpoint.clear()
@@ -106,6 +112,7 @@ def collect(
     progress: bool = True,
     token_weight: TokenWeight | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    not_finite: str = "raise",
 ) -> Collected:
     """The moments that `extract` takes its directions from, for trying several methods on one pass.
 
@@ -131,6 +138,7 @@ def collect(
         batch_tokens=batch_tokens,
         token_weight=token_weight,
         checkpoint=checkpoint,
+        not_finite=not_finite,
     )
     counting.checkpoint.clear()
     return collected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence, Sized
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -19,6 +20,11 @@ from .collected import NEUTRAL, Collected
 from .sharing import merged, process_group
 from .state import SPREAD_STRIDE, Checkpoint, Fingerprint, LayerMoments
 
+# How many times as long as the others a first token's residual must be to be called an attention sink.
+SINK = 10.0
+NOT_FINITE = ("raise", "skip")
+SKIP_HINT = '; not_finite="skip" leaves such texts out'
+
 
 class Counting:
     """Everything that is counted while texts stream by; the arguments are `extract`'s."""
@@ -34,7 +40,10 @@ class Counting:
         batch_tokens: int,
         token_weight: Callable[[Sequence[int]], Sequence[float]] | None,
         checkpoint: str | os.PathLike[str] | None,
+        not_finite: str = "raise",
     ) -> None:
+        if not_finite not in NOT_FINITE:
+            raise ValueError(f"not_finite must be one of {', '.join(NOT_FINITE)}, got {not_finite!r}")
         if not isinstance(skip_tokens, int) or skip_tokens < 0:
             raise ValueError(f"skip_tokens must be an integer of at least 0, got {skip_tokens!r}")
         if not isinstance(batch_tokens, int) or batch_tokens < 1:
@@ -65,6 +74,9 @@ class Counting:
         if checkpoint is not None and self.world > 1:
             checkpoint = f"{os.fspath(checkpoint)}.{self.rank}"
         self.checkpoint = Checkpoint(checkpoint, identity)
+        self.not_finite = not_finite
+        self.first = {layer: torch.zeros(2, dtype=torch.float64, device=self.device) for layer in self.layers}
+        self.left_out: dict[str, list[int]] = {"stories": [], NEUTRAL: []}
         self.batches_done = 0
         self._unsaved = 0  # tokens
         self._to_skip = 0
@@ -94,7 +106,10 @@ class Counting:
                 [self.counts[kind] + i for i in mine],
             )
             self.counts[kind] += len(pairs)
-            for batch in batches(texts_here, self.batch_tokens, device=self.device):
+            if self.not_finite == "skip":
+                texts_here = self._finite(texts_here, kind)
+            padded = self.capture.padded
+            for batch in batches(texts_here, self.batch_tokens, device=self.device, padded=padded):
                 if self._already_counted():
                     bar.advance(len(batch.texts) * self.world)
                     continue
@@ -125,19 +140,57 @@ class Counting:
         picked = (at if kind == NEUTRAL else at[::SPREAD_STRIDE]).to(self.device)
         group, weight, counted = (t.to(self.device) for t in (group, weight, counted))
 
+        wrong: dict[int, Tensor] = {}
+        sinks = bool((group[:, 0] >= 0).any())
+
         def see(layer: int, hidden: Tensor) -> None:
             moments = self.moments[layer]
             rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, picked)
+            norms = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32)
+            wrong[layer] = (counted & ~torch.isfinite(norms)).any(1)
             if kind == NEUTRAL:
                 moments.neutral.update(rows)
                 return
             moments.stories.update(hidden, group, weight)
             moments.spread.update(rows)
-            norms = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32)
+            if sinks:
+                first = norms[:, 0][counted[:, 0]]
+                self.first[layer] += torch.stack(
+                    [first.sum(dtype=torch.float64), first.new_tensor(len(first))]
+                )
             moments.norm[0] += torch.where(counted, norms, 0.0).sum(dtype=torch.float64)
             moments.norm[1] += len(at)
 
         self.capture.run(ids, see)
+        for layer, row in torch.stack(list(wrong.values())).nonzero().tolist():
+            text = batch.texts[row]
+            label = NEUTRAL if kind == NEUTRAL else self.names[text.group]
+            what = f"text {text.number} ({label})"
+            raise ValueError(
+                f"{what} has residuals at layer {self.layers[layer]} that are not finite{SKIP_HINT}"
+            )
+
+    def _finite(self, texts: list[Text], kind: str) -> list[Text]:
+        """The texts whose residuals are finite at every layer: a pass of its own, before anything is counted."""
+        kept = []
+        for batch in batches(texts, self.batch_tokens, device=self.device, padded=self.capture.padded):
+            bad = torch.zeros(len(batch.texts), dtype=torch.bool, device=self.device)
+            counted = torch.zeros(batch.ids.shape, dtype=torch.bool)
+            for row, text in enumerate(batch.texts):
+                counted[row, counted_from(len(text.ids), self.skip_tokens) : len(text.ids)] = True
+            counted = counted.to(self.device)
+
+            def see(_layer: int, hidden: Tensor, bad: Tensor = bad, counted: Tensor = counted) -> None:
+                norms = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32)
+                bad |= (counted & ~torch.isfinite(norms)).any(1)
+
+            self.capture.run(batch.ids.to(self.device), see)
+            for text, out in zip(batch.texts, bad.tolist()):
+                if out:
+                    self.left_out[kind].append(text.number)
+                else:
+                    kept.append(text)
+        return kept
 
     def _weights(self, text: Text, first: int) -> Tensor | float:
         """Weights of a text's counted tokens, which sum to 1."""
@@ -197,6 +250,13 @@ class Counting:
             raise ValueError(f"checkpoint {self.checkpoint.path} counted more texts than came now")
         if not self.names:
             raise ValueError("stories is empty: give (label, text) pairs of at least two labels")
+        alone = next(iter(self.moments.values())).stories.count
+        empty = [name for name, n in zip(self.names, alone.tolist()) if not n]
+        if empty and self.world == 1:
+            raise ValueError(
+                f"every text of {', '.join(empty[:5])} was left out: its residuals are not finite"
+            )
+        self._warn_of_sinks()
         if self.world > 1:
             for layer, mine in self.moments.items():
                 self.moments[layer] = merged(mine, lambda: self._moments(len(self.names)))
@@ -208,20 +268,39 @@ class Counting:
                 "revision": self.revision,
                 "skip_tokens": self.skip_tokens,
                 "texts": dict(self.counts),
+                **({"left_out": self.left_out} if any(self.left_out.values()) else {}),
                 "corpus": self.fingerprint.hexdigest(),
                 "versions": {name: _version(name) for name in ("emosteer", "torch", "transformers")},
             },
         )
 
+    def _warn_of_sinks(self) -> None:
+        """Say where first tokens were counted whose residual is far longer than all others' (attention sinks)."""
+        worst, at = 0.0, 0
+        for layer, first in self.first.items():
+            total, n = (self.moments[layer].norm - first).tolist()
+            if float(first[1]) and n > 0 and total > 0:
+                ratio = float(first[0] / first[1]) / (total / n)
+                worst, at = max((worst, at), (ratio, layer))
+        if worst > SINK:
+            warnings.warn(
+                f"the first token of a text counts, and its residual at layer {at} is {worst:.0f} times as long as "
+                f"the others': an attention sink, which says nothing of the text but sways directions and scale; "
+                f"pass skip_tokens=1 or more, and texts of more than one token",
+                stacklevel=5,
+            )
 
-def _pair(item: Any, number: int) -> tuple[str, str]:
+
+def _pair(item: Any, number: int) -> tuple[str, Any]:
     try:
         label, text = item
     except (TypeError, ValueError):
         raise TypeError(f"story {number} must be a (label, text) pair, got {type(item).__name__}") from None
-    if not isinstance(label, str) or not isinstance(text, str):
+    chat = isinstance(text, (list, tuple))
+    if not isinstance(label, str) or not (isinstance(text, str) or chat):
         raise TypeError(
-            f"story {number} must be a (label, text) pair of strings, got {type(label).__name__}, {type(text).__name__}"
+            f"story {number} must be a (label, text) pair, a string and a string or a chat, "
+            f"got {type(label).__name__}, {type(text).__name__}"
         )
     return label, text
 

@@ -15,7 +15,8 @@ from emosteer.models.capture import Capture, name_of
 from emosteer.models.progress import Progress
 from emosteer.ops import Moments
 
-from .rows import mean_rows
+from .counting import NOT_FINITE, SKIP_HINT
+from .rows import check_finite, mean_rows
 
 METHODS = ("pca_diff", "pca_center", "mean_difference")
 READ = ("last", "mean")
@@ -34,6 +35,7 @@ def extract_pairs(
     layers: Any = "all",
     batch_tokens: int = 4096,
     progress: bool = True,
+    not_finite: str = "raise",
 ) -> Bank:
     """One direction a layer from contrasting pairs of texts, in one streaming pass.
 
@@ -50,14 +52,17 @@ def extract_pairs(
         layers: "all", numbers, or fractions of the depth.
         batch_tokens: rows times columns of a batch at most.
         progress: show a bar where the output is a terminal.
+        not_finite: "raise" where a residual that is read is not finite, or "skip" its pair.
 
     Returns:
         a bank of one concept; its scale is the mean norm of the residuals read.
 
     Raises:
         TypeError, ValueError: an unknown method, fewer than two pairs, a pair that is none, a text
-            without a token.
+            without a token, or one whose residual is not finite, by its pair and layer.
     """
+    if not_finite not in NOT_FINITE:
+        raise ValueError(f"not_finite must be one of {', '.join(NOT_FINITE)}, got {not_finite!r}")
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if read not in READ:
@@ -68,22 +73,27 @@ def extract_pairs(
     moments = {layer: Moments(1, dim, method != "mean_difference", device) for layer in capture.layers}
     middle = {layer: Moments(1, dim, False, device) for layer in capture.layers}
     norm = dict.fromkeys(capture.layers, 0.0)
-    count = 0
+    count = seen = 0
     with Progress(progress) as bar:
         bar.begin("pairs", None)
         for window in windows(pairs, WINDOW):
-            flat = [text for k, pair in enumerate(window) for text in _both(pair, count + k)]
-            numbers = [count + k // 2 for k in range(len(flat))]
+            flat = [text for k, pair in enumerate(window) for text in _both(pair, seen + k)]
+            numbers = [seen + k // 2 for k in range(len(flat))]
             tokens = tokenised(tok, flat, [0] * len(flat), longest(tok, model), numbers)
-            count += len(window)
             ends = mean_rows(capture, tokens, lambda n: n - 1 if read == "last" else 0, batch_tokens)
-            for layer, rows in ends.items():
+            if not_finite == "raise":
+                check_finite(ends, "pair", numbers, SKIP_HINT)
+            fine = torch.stack([torch.isfinite(rows).all(1) for rows in ends.values()]).all(0)
+            fine = fine.view(-1, 2).all(1).repeat_interleave(2)
+            seen += len(window)
+            count += int(fine.sum()) // 2
+            for layer, rows in ((layer, rows[fine]) for layer, rows in ends.items()):
                 moments[layer].update(rows[0::2] - rows[1::2])
                 middle[layer].update(rows)
                 norm[layer] += float(rows.norm(dim=1).double().sum())
             bar.advance(len(window))
     if count < 2:
-        raise ValueError(f"pairs must hold at least two pairs, got {count}")
+        raise ValueError(f"pairs must hold at least two pairs, got {count} that count of {seen}")
     found, mean = {}, {}
     for layer, one in moments.items():
         difference = one.total_mean().cpu()
@@ -104,7 +114,7 @@ def extract_pairs(
             "revision": revision,
             "method": method,
             "read": read,
-            "texts": {"pairs": count},
+            "texts": {"pairs": count, **({"left out": seen - count} if seen > count else {})},
         },
     )
 

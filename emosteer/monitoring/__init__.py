@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from emosteer.bank import Bank
-from emosteer.models.blocks import find_decoder, probing, resolve_layers
+from emosteer.models.blocks import check_layers, find_decoder, probing, resolve_layers
 from emosteer.models.capture import layer_at_two_thirds
 from emosteer.models.patching import Patches, first_tensor, unwrap
 from emosteer.models.positions import Positions
@@ -21,6 +21,9 @@ from emosteer.models.token_rows import TokenRows, cached_columns, tokens_of
 from emosteer.zscores import ZScores
 
 from .turns import Alarm, Running, Turn
+
+# What the caches of recurrent models are called in a forward.
+RECURRENT = ("cache_params", "state")
 
 __all__ = ["Alarm", "Monitor", "Running", "Turn", "monitor"]
 
@@ -92,6 +95,7 @@ class Monitor:
                 f"the bank has directions of width {bank.dim}, the residual stream has {self.decoder.dim}"
             )
         depth = self.decoder.depth
+        check_layers(bank.layers, depth)
         at = (layer_at_two_thirds(bank.layers, depth),) if layers is None else resolve_layers(layers, depth)
         self.scores = {layer: ZScores(bank, layer, names) for layer in at}
         self.names, self.layers = names, tuple(at)
@@ -171,6 +175,7 @@ class Monitor:
             rows = token_rows(call, now.texts)
             now.valid = rows >= 0 if isinstance(rows, Tensor) else None
             now.past = int(cached_columns(call))
+            now.recurrent = any(call.get(name) is not None for name in RECURRENT)
             now.watching, now.fresh = True, True
             try:
                 output = original(*args, **kwargs)
@@ -231,6 +236,10 @@ class Monitor:
     def _begin(self, now: _Watching, batch: int, length: int, device: torch.device) -> None:
         """Find the turn that a pass belongs to, and which of its columns are new."""
         turn = now.turn
+        # A recurrent cache does not say how many columns it holds; a pass without a cache repeats them all.
+        same = turn is not None and turn.batch == batch and length <= turn.seen
+        if turn is not None and same and now.past == 0 and (now.generating or now.recurrent):
+            now.past = turn.seen
         if turn is None or turn.batch != batch or (not now.generating and now.past == 0):
             prompt = length if now.prompt is None else now.prompt.mask.shape[1]
             turn = now.turn = Turn(self.names, self.layers, batch, prompt, device)
@@ -299,7 +308,7 @@ class _Watching(threading.local):
     """A thread's pass and turn."""
 
     def __init__(self) -> None:
-        self.watching = self.generating = self.fresh = False
+        self.watching = self.generating = self.fresh = self.recurrent = False
         self.prompt: Prompt | None = None
         self.texts: Sequences | None = None
         self.turn: Turn | None = None

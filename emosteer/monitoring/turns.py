@@ -91,6 +91,11 @@ class Turn:
         self._prompt_columns = prompt
         self._seen = 0  # columns that were counted
 
+    @property
+    def seen(self) -> int:
+        """Columns that were counted."""
+        return self._seen
+
     def new_columns(self, past: int, length: int) -> tuple[slice, slice]:
         """Which columns of a pass belong to the prompt and which to the rest, those counted before left out."""
         first = min(max(self._seen - past, 0), length)

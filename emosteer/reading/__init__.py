@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from emosteer.bank import Bank
-from emosteer.models.blocks import resolve_layers
+from emosteer.models.blocks import check_layers, resolve_layers
 from emosteer.models.capture import Capture, layer_at_two_thirds
+from emosteer.models.chat import Span, rendered
 from emosteer.ops import project
 from emosteer.zscores import ZScores
 
-from .chat import Span, rendered
 from .result import UNITS, Reading
 
 __all__ = ["Reading", "Span", "read"]
@@ -81,6 +81,7 @@ def read(
             f"the bank has directions of width {bank.dim}, the residual stream has {capture.decoder.dim}; "
             f"they belong to different models"
         )
+    check_layers(bank.layers, capture.decoder.depth)
     capture.layers = _layers(layers, bank, capture.decoder.depth)
     longest = getattr(getattr(capture.model, "config", None), "max_position_embeddings", None)
     if isinstance(longest, int) and len(tokens.ids) > longest:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .chat import Span
+from emosteer.models.chat import Span
 
 UNITS = {"z": "z-score over the corpus", "projection": "projection, in mean residual norms"}
 

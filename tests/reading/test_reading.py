@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import emosteer as es
-from emosteer.reading.chat import rendered
+from emosteer.models.chat import rendered
 
 STORIES = [
     ("glad", "The sun came out and we all laughed and sang the whole long way home."),

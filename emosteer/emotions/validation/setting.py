@@ -196,7 +196,14 @@ class Setting:
         """float32 `[T, K]` each: z-scores of every token of every text at the reading layer."""
         found: list[Tensor] = [torch.empty(0)] * len(rows)
         capture = Capture(self.model, [self.layer])
-        for batch in self.batches([len(row) for row in rows]):
+        lengths = [len(row) for row in rows]
+        alike = sorted(set(lengths))
+        groups = (
+            [range(len(rows))]
+            if capture.padded
+            else [[i for i in range(len(rows)) if lengths[i] == n] for n in alike]
+        )
+        for batch in ([g[i] for i in some] for g in groups for some in self.batches([lengths[i] for i in g])):
             width = max(len(rows[i]) for i in batch)
             ids = torch.tensor([rows[i] + [self.pad] * (width - len(rows[i])) for i in batch])
 
