@@ -58,7 +58,9 @@ class Side:
 
         self.compiled = torch.compile(run, dynamic=False)
         _, code = run_and_get_code(self.step)
-        self.calls = sum(len(CALL.findall(part[part.index("def call(") :])) for part in code if "def call(" in part)
+        self.calls = sum(
+            len(CALL.findall(part[part.index("def call(") :])) for part in code if "def call(" in part
+        )
 
     def step(self) -> torch.Tensor:
         if self.cache is None:
@@ -75,7 +77,9 @@ class Side:
 def in_turn(sides: dict[str, Callable[[], object]], rounds: int, repeats: int) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
-        for name, run in list(sides.items()) if turn % 2 else reversed(sides.items()):  # so that drift cancels
+        for name, run in (
+            list(sides.items()) if turn % 2 else reversed(sides.items())
+        ):  # so that drift cancels
             start = time.perf_counter()
             for _ in range(repeats):
                 run()
@@ -94,9 +98,7 @@ def measure(model, bank: es.Bank, name: str, rounds: int, peers: Sequence[str]) 
     for side in sides.values():
         side.compile()
     print(f"measuring {name}", flush=True)
-    times = in_turn(
-        {n: s.step for n, s in sides.items()}, rounds, 4 if batch * max(length, 1) <= 16 else 1
-    )
+    times = in_turn({n: s.step for n, s in sides.items()}, rounds, 4 if batch * max(length, 1) <= 16 else 1)
     found = [Result(name, side, "unsteered", times[side], times["unsteered"]) for side in sides]
     for one in found:
         print(f"{name}: {one.side} makes {sides[one.side].calls} calls", flush=True)
@@ -161,7 +163,9 @@ def main() -> None:
     results += programs_in_a_batch(model, bank, max(options.rounds // 2, 3))
     print(summary(results))
     path = save(f"compiled_{options.dtype}", results, (*PACKAGES, *peers))
-    plot_ratios(path, f"SmolLM2-135M, {options.dtype}, compiled, static cache: all 30 blocks steered ÷ unsteered")
+    plot_ratios(
+        path, f"SmolLM2-135M, {options.dtype}, compiled, static cache: all 30 blocks steered ÷ unsteered"
+    )
 
 
 if __name__ == "__main__":
