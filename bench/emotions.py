@@ -43,7 +43,8 @@ def calibration(setting) -> dict:
 
 def write(path: Path, about: list[str], found: dict[str, dict]) -> None:
     """Both files; after each study, so that a run cut short keeps what it has."""
-    head = " ".join(["python", "bench/emotions.py", *map(shlex.quote, sys.argv[1:])])
+    given = [Path(one).name if Path(one).is_dir() else one for one in sys.argv[1:]]
+    head = " ".join(["python", "bench/emotions.py", *map(shlex.quote, given)])
     content = {"command": head, "about": about, **found}
     path.with_suffix(".json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     with path.with_suffix(".csv").open("w", newline="") as file:
