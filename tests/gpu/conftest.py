@@ -5,12 +5,16 @@ they are skipped there too.
 """
 
 import os
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from emosteer import ops
 from emosteer.ops.backends import unavailable
+from tests.ops import host, interpreter
+
+from .stub import STUBBED
 
 
 def pytest_collection_modifyitems(items):
@@ -21,6 +25,9 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def device():
+    if STUBBED:
+        interpreter.mend()
+        return torch.device("cpu")
     if not torch.cuda.is_available():
         pytest.skip("torch sees no GPU")
     if os.environ.get("TRITON_INTERPRET") == "1":
@@ -31,6 +38,10 @@ def device():
 @pytest.fixture(params=["auto", "triton", "cuda"])
 def backend(request, device):
     """Each backend that takes tensors of the device, and the rule that chooses between them."""
+    if STUBBED:
+        with host.installed() if request.param == "cuda" else nullcontext(), ops.backend(request.param):
+            yield request.param
+        return
     if request.param != "auto" and (reason := unavailable(request.param)):
         pytest.skip(f"{request.param}: {reason}")
     with ops.backend(request.param):

@@ -90,3 +90,12 @@ def test_unknown(arguments, message):
         resources(*arguments)
     with pytest.raises(ValueError, match="architecture must be one of sm_80, sm_90, sm_100"):
         resources("steer", "float32", 64, architecture="sm_70")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_weight_is_asked_for_before_the_sums(architecture):
+    code = cuda_resources.machine_code(architecture)
+    for dtype in DTYPES:
+        fused = code["steer_rms_norm", dtype]
+        assert 0 <= fused.find("CCTL.E.PF2") < fused.find("BAR.SYNC")
+        assert "CCTL" not in code["steer", dtype]

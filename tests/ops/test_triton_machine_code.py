@@ -144,3 +144,23 @@ def test_what_the_dispatcher_claims():
     assert claimed["steer (1 slot)"] == claimed["rms_norm"] == 1024
     assert claimed["steer (16 slots)"] == claimed["steer_rms_norm (1 slot)"] == 512
     assert min(claimed.values()) == 256
+
+
+def test_loads_that_are_waited_for_begin_before_the_sums():
+    """A single direction and the norm's weight are on their way when the row is first summed."""
+    code = """
+import torch
+from emosteer.kernels import variants
+from emosteer.kernels.offline import compile
+launches = dict(variants.of(torch.bfloat16, 4096))
+for name in ("steer (1 slot)", "steer_rms_norm (1 slot)"):
+    code = compile(launches[name], "sm_90")[1]
+    print(code[: code.index("BAR.SYNC")].count("LDG.E.128"))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    steer, fused = map(int, done.stdout.split())
+    assert steer == 1 + 2, "a row of 8 elements a thread, a direction of 8 in float32"
+    # A row, perhaps a residual and a weight of 16 elements a thread, a direction of 16 in float32.
+    assert fused == 2 + 2 + 2 + 4
