@@ -7,6 +7,7 @@
 # make test-vllm   sweeps in vLLM
 # make browser   Chromium, for the tests that look at pages (Debian, as root)
 # make check   formatting, lint, types, layers
+# make test-triton-versions   every kind of GPU kernel compiled with each Triton from 3.3 on (minutes)
 # make check-gpu-code   every variant of the GPU kernels compiled and read without a GPU, into bench/results/
 # make bench   the benchmarks that a CPU can run, into bench/results/
 # make bench-gate   the ratios that README promises, each held to its bar; before a release
@@ -23,7 +24,7 @@ JOBS ?= $(shell n=$$(nproc); echo $$(( n < 8 ? n : 8 )))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n $(JOBS) --dist loadgroup
 SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh kernels/cuda/*.cuh)
 
-.PHONY: demo test test-all test-rest environments browser check check-gpu-code bench bench-gate clean venv test-llamacpp test-vllm test-peers bench-peers
+.PHONY: demo test test-all test-rest environments browser check check-gpu-code test-triton-versions bench bench-gate clean venv test-llamacpp test-vllm test-peers bench-peers
 
 venv: $(STAMPS)/built
 
@@ -131,6 +132,20 @@ check: $(STAMPS)/built
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run -Werror $(shell git ls-files 'csrc/*.cpp' 'csrc/*.hpp' 'csrc/*.cu' 'csrc/*.cuh' 'kernels/cuda/*.cuh')
+
+# Each Triton beside the others, without what it depends on; one process a target.
+TRITONS := $(shell sed -n 's/^triton==//p' constraints-triton.txt)
+
+$(STAMPS)/tritons: constraints-triton.txt $(STAMPS)/built
+	rm -rf .venv-triton
+	for version in $(TRITONS); do \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+			--target .venv-triton/$$version triton==$$version || exit 1; done
+	@touch $@
+
+test-triton-versions: $(STAMPS)/tritons
+	for version in $(TRITONS); do for target in sm_80 sm_90 gfx942; do \
+		PYTHONPATH=.venv-triton/$$version $(BIN)/python -m tests.ops.triton_versions $$target || exit 1; done; done
 
 check-gpu-code: $(STAMPS)/built
 	$(BIN)/emosteer bench static --all
