@@ -238,7 +238,7 @@ def _covariance(device: torch.device, dim: int) -> Case:
     x = torch.randn(4 * dim, dim, generator=torch.Generator().manual_seed(0)).to(device, torch.bfloat16)
 
     def streamed(width: float) -> Tensor:
-        before, triton.triangle_from = triton.triangle_from, lambda _capability: width
+        before, triton.triangle_from = triton.triangle_from, lambda capability: width
         try:
             with ops.backend("triton"):
                 moments = Moments(1, dim, device=device)

@@ -37,8 +37,10 @@ def headlines(rows: list[Row]) -> list[str]:
         ):
             found.append(f"{row['case']} {row['side']} {row['median_us']:.1f} µs")
     for case in dict.fromkeys(row["case"] for row in rows if row["case"].startswith("decode step B=1 ")):
-        times = {row["side"]: row.get("median_us") for row in rows if row["case"] == case}
-        if times.get("steered") and times.get("unsteered"):
+        times = {
+            row["side"]: row["median_us"] for row in rows if row["case"] == case and row.get("median_us")
+        }
+        if "steered" in times and "unsteered" in times:
             found.append(f"{case} steered ÷ unsteered {times['steered'] / times['unsteered']:.3f}")
     return found
 
