@@ -27,8 +27,9 @@ from .prompts import Prompt
 from .proof import prove
 from .table_rows import TableRows
 
-# Threads and modules that would have to be asked too often otherwise: attached steerings, in order.
+# Injections attached to a stack, in the order of attaching.
 _attached: dict[nn.Module, list[Injection]] = {}
+# Directions of a bank → their dot products, which every steering with that bank reads.
 _grams: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 

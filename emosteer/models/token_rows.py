@@ -14,6 +14,8 @@ from .positions import Positions, chosen, masked
 from .sequences import ASSIGNED, CAPACITY, COLUMNS, PROMPTS, STARTED, WHOLE, Sequences
 
 NO_ROW = -1
+# More columns than any text has, for one whose first pass was not seen.
+UNKNOWN = 2**62
 
 
 class Idle:
@@ -90,7 +92,7 @@ class TokenRows:
             and not everything
             and isinstance(past, int)
             and past
-            and past >= (sequences.columns or ENDLESS)
+            and past >= (sequences.columns or UNKNOWN)
         ):
             later = positions.after_prompt
             if later is False:
@@ -123,9 +125,6 @@ class TokenRows:
         if positions.mask is not None:
             keep &= masked(at.position, row, positions.mask.to(tokens.device))
         return torch.where(keep, row[:, None], NO_ROW).to(torch.int32).contiguous()
-
-
-ENDLESS = 2**62
 
 
 def traced_rows(

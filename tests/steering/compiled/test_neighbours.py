@@ -76,6 +76,7 @@ def test_gradients(model, bank, backend):
     assert any((unsteered[name] - value).abs().max() > 1e-4 for name, value in expected.items())
 
 
+@pytest.mark.full
 def test_an_adapter(model, bank):
     peft = pytest.importorskip("peft", reason="adapters need peft: pip install peft")
     with torch.random.fork_rng():
@@ -137,7 +138,7 @@ def test_a_checkpoint_around_the_whole_block(model, bank, reentrant, compiled):
         torch.testing.assert_close(got[name], value, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("how", ["whole", "regional"])
+@pytest.mark.parametrize("how", [pytest.param("whole", marks=pytest.mark.full), "regional"])
 def test_monitor_reads_a_compiled_model(model, how):
     bank = bank_with_statistics(model)
     ids, mask = IDS[:2], MASK[:2]
@@ -161,6 +162,7 @@ def test_monitor_reads_a_compiled_model(model, how):
     torch.testing.assert_close(scores(), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.full
 def test_regulate_holds_its_bound_in_compiled_code(model):
     bank = bank_with_statistics(model)
     call = torch.compile(model, backend="aot_eager", fullgraph=True)
@@ -170,6 +172,7 @@ def test_regulate_holds_its_bound_in_compiled_code(model):
     assert (got - logits(model)).abs().max() > 0.01
 
 
+@pytest.mark.full
 def test_read_and_extract_from_a_compiled_model(model, tiny_llama):
     bank, tokenizer = bank_with_statistics(model), tiny_llama[1]
     expected = es.read(model, tokenizer, "hello there", bank, layers=[1]).scores
@@ -180,6 +183,7 @@ def test_read_and_extract_from_a_compiled_model(model, tiny_llama):
     torch.testing.assert_close(torch.as_tensor(got), torch.as_tensor(expected))
 
 
+@pytest.mark.full
 def test_many_slots_take_an_operator_and_say_so(model, bank):
     names = bank.names
     many = sum((es.cap(name, 0.05) for name in names[1:]), es.add(names[0], 0.2))

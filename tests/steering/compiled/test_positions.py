@@ -44,7 +44,14 @@ def test_every_position_on_the_code_of_the_first(model, bank, prompts, follow, m
         assert counter.frame_count == 2
 
 
-@pytest.mark.parametrize("positions", ["prompt", "generated", slice(-1, None), slice(2, 9)], ids=str)
+@pytest.mark.parametrize(
+    "positions",
+    [
+        "generated",
+        *(pytest.param(p, marks=pytest.mark.full) for p in ("prompt", slice(-1, None), slice(2, 9))),
+    ],
+    ids=str,
+)
 def test_generate_compiles_by_itself(model, bank, prompts, positions):
     """What `generate` does on a GPU with a static cache; it hands the compiled steps a mask of four dimensions."""
     from transformers import CompileConfig
@@ -68,6 +75,7 @@ def test_generate_compiles_by_itself(model, bank, prompts, positions):
     assert (logits() - expected).abs().max() > 0.1
 
 
+@pytest.mark.full
 def test_compiled_between_two_steerings_while_generating(model, bank, prompts):
     """A step that was compiled for one steering serves the next, with other prompts."""
     counter = CompileCounter()
@@ -141,7 +149,7 @@ def test_rows_that_do_not_fit_are_refused(model, bank, prompts, follow):
         decode(call, model, prompts, follow)
 
 
-@pytest.mark.parametrize("when", ["before", "inside"])
+@pytest.mark.parametrize("when", ["before", pytest.param("inside", marks=pytest.mark.full)])
 def test_some_blocks_compiled(model, bank, prompts, follow, when):
     """The steering of an eager block must not wait for a norm inside a compiled one."""
     with es.steer(model, bank, PROGRAMS, layers="all", positions="generated"):
@@ -158,6 +166,7 @@ def test_some_blocks_compiled(model, bank, prompts, follow, when):
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.full
 def test_a_block_wrapped_inside(model, bank, prompts, follow):
     """`block.forward = torch.compile(block.forward)` while steered."""
     with es.steer(model, bank, PROGRAMS, layers="all", positions="prompt"):
@@ -193,6 +202,7 @@ def test_what_runs_is_not_what_was_patched(model, bank):
     assert {name: dict(m.__dict__) for name, m in model.named_modules()} == clean
 
 
+@pytest.mark.full
 def test_a_mask_with_holes_needs_to_be_seen(model, bank, prompts, follow):
     """Compiled, a prompt that is padded in its middle can be told only by its two-dimensional mask."""
     ids, mask = padded([p[:5] for p in prompts if len(p) >= 5])
