@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_every_line_runs():
     pytest.importorskip("triton")
     environment = os.environ | {"EMOSTEER_STUB_DEVICE": "1", "TRITON_INTERPRET": "1"}
