@@ -99,7 +99,7 @@ def test_a_spawned_process_gets_a_plain_model(model, bank, tmp_path):
     )
     path = tmp_path / "logits.pt"
     subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "model.pickle"), str(path)], check=True, timeout=120
+        [sys.executable, "-c", code, str(tmp_path / "model.pickle"), str(path)], check=True, timeout=400
     )
     torch.testing.assert_close(torch.load(path, weights_only=True), clean, rtol=1e-5, atol=1e-5)
 

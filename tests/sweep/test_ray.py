@@ -220,7 +220,7 @@ def test_the_commands(cluster, tmp_path):
         [*COMMAND, "run", tmp_path / "sweep.yaml", folder, *given],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
     )
     assert first.returncode == 0, first.stderr
     assert_same(folder, local)

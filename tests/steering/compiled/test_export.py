@@ -46,7 +46,7 @@ def exported(model, bank, tmp_path):
 
 def test_run_without_emosteer(exported, tmp_path):
     _, expected = exported
-    subprocess.run([sys.executable, "-c", RUN, str(tmp_path), *PROGRAMS], check=True, timeout=240, cwd="/")
+    subprocess.run([sys.executable, "-c", RUN, str(tmp_path), *PROGRAMS], check=True, timeout=400, cwd="/")
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     for name, logits_of in expected.items():
         torch.testing.assert_close(found[name], logits_of, rtol=1e-4, atol=1e-4)
