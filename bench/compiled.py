@@ -28,6 +28,7 @@ from transformers import StaticCache
 import emosteer as es
 
 PEERS = {"repeng": ("repeng", repeng), "steering-vectors": ("steering_vectors", steering_vectors)}
+PROGRAMS = "decode B=256"
 CALL = re.compile(r"^\s+(?:cpp_fused\w*\(|extern_kernels\.|torch\.ops\.|aten\.)", re.MULTILINE)
 
 
@@ -134,7 +135,7 @@ def programs_in_a_batch(model, bank: es.Bank, rounds: int, batch: int = 256) -> 
         before = after
     assert counters["stats"]["unique_graphs"] == graphs, "no program may compile anything"
     return [
-        Result("decode B=256", "256 programs", "1 program", times["256 programs"], times["1 program"]),
+        Result(PROGRAMS, "256 programs", "1 program", times["256 programs"], times["1 program"]),
         Result("set between steps", "emosteer", "", changes, []),
     ]
 
@@ -143,7 +144,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--only", help="one of the shapes, nothing saved")
+    parser.add_argument(
+        "--case", action="append", choices=[*SHAPES, PROGRAMS], help="only these (repeatable)"
+    )
     options = parser.parse_args()
     torch.set_grad_enabled(False)
     torch.manual_seed(0)
@@ -153,14 +156,12 @@ def main() -> None:
     model, _ = es.load("smollm2", dtype=getattr(torch, options.dtype))
     bank = random_bank(model)
     results = []
-    for name in [options.only] if options.only else SHAPES:
+    for name in options.case or [*SHAPES, PROGRAMS]:
         torch._dynamo.reset()
-        results += measure(model, bank, name, options.rounds, peers)
-    if options.only:
-        print(summary(results))
-        return
-    torch._dynamo.reset()
-    results += programs_in_a_batch(model, bank, max(options.rounds // 2, 3))
+        if name == PROGRAMS:
+            results += programs_in_a_batch(model, bank, max(options.rounds // 2, 3))
+        else:
+            results += measure(model, bank, name, options.rounds, peers)
     print(summary(results))
     path = save(f"compiled_{options.dtype}", results, (*PACKAGES, *peers))
     plot_ratios(
