@@ -61,3 +61,20 @@ def test_warnings_come_back():
         assert not logging.getLogger(LOGGERS[0]).isEnabledFor(logging.WARNING)
         assert logging.getLogger(LOGGERS[0]).isEnabledFor(logging.ERROR)
     assert [logging.getLogger(name).level for name in LOGGERS] == before
+
+
+def test_source_compiled_for_the_first_time():
+    """A wheel's stray backslash: a DeprecationWarning up to Python 3.11, a SyntaxWarning from 3.12 on."""
+    import warnings
+
+    from emosteer.models.quiet import quiet_imports
+
+    stray = "'\\.'"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises((DeprecationWarning, SyntaxWarning, SyntaxError)):
+            compile(stray, "<a wheel>", "eval")
+        with quiet_imports():
+            compile(stray, "<a wheel>", "eval")
+            with pytest.raises(UserWarning):
+                warnings.warn("one's own", UserWarning, stacklevel=1)
