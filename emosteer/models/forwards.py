@@ -109,7 +109,9 @@ class StackForward(Replacement):
     def _run(self, call: dict[str, Any], now: Pass) -> None:
         """What the kernels need, and for blocks that are compiled one by one what the formula needs."""
         texts = self._texts(call, now)
-        token_row = self.rows(call, texts, now.mask)
+        apart = [m for m in self.watched if m._compiled_call_impl is not None or not _ours(m)]
+        # Compiled blocks have one graph, for passes in which no token is acted on too.
+        token_row = self.rows(call, texts, now.mask, idle=not apart)
         if token_row is IDLE:
             now.mode = OFF
             return
@@ -117,7 +119,6 @@ class StackForward(Replacement):
         now.elsewhere.clear()
         now.mode = DIFFERENTIABLE if torch.is_grad_enabled() else IN_PLACE
         now.row = now.keep = now.inverse = None
-        apart = [m for m in self.watched if m._compiled_call_impl is not None or not _ours(m)]
         now.fused = not apart and not self.level.yielded
         if apart:
             self._trace(call, now, texts)
