@@ -80,7 +80,9 @@ def save(name: str, results: list[Result], packages: tuple[str, ...] = PACKAGES)
     with path.open("w", newline="") as file:
         file.write(f"# {command}\n# {date.today()}: {machine(packages)}\n")
         rows = [result.row() for result in results]
-        writer = csv.DictWriter(file, list(dict.fromkeys(k for row in rows for k in row)), lineterminator="\n")
+        writer = csv.DictWriter(
+            file, list(dict.fromkeys(k for row in rows for k in row)), lineterminator="\n"
+        )
         writer.writeheader()
         writer.writerows(rows)
     return path

@@ -32,7 +32,7 @@ def plain_hook(model, bank: es.Bank, rows: int, strength: float) -> ExitStack:
 
 def repeng(model, bank: es.Bank, rows: int, strength: float) -> ExitStack:
     """repeng's ControlModel with normalize=True; a vector a row through its raw control."""
-    np.float_ = np.float64  # an annotation of repeng's names it; NumPy 2 has it no more
+    np.float_ = np.float64  # noqa: NPY201 -- an annotation of repeng's names it; NumPy 2 has it no more
     from repeng import ControlModel
 
     depth = find_decoder(model).depth

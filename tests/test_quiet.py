@@ -37,6 +37,7 @@ def test_loading_a_model(tiny_llama, tmp_path):
     assert not NOISE.search(text), text
 
 
+@pytest.mark.full
 @pytest.mark.model
 def test_commands(smollm2, tmp_path):
     """On the built-in model, from a bank of the user's own; and what needs no model."""

@@ -73,9 +73,13 @@ def test_overlapping_directions(slots, preserve):
     got = formula.steer(x, directions, table, token_row)
     oracle.assert_rounded(got, want, reach(x, want), slack=2e-5)
     layers = torch.stack([directions @ directions.T] * 2)
-    given = formula.inverse_gram(layers, table, token_row)[1]  # as a model of two layers computes it
+    slot = formula.slots_of(table, token_row)
+    given = formula.inverse_gram(layers, slot)[1]  # as a model of two layers computes it
     oracle.assert_rounded(
-        formula.steer(x, directions, table, token_row, inverse=given), want, reach(x, want), slack=2e-5
+        formula.steer(x, directions, table, token_row, slot=slot, inverse=given),
+        want,
+        reach(x, want),
+        slack=2e-5,
     )
 
 
