@@ -174,22 +174,23 @@ class BlockForward(Replacement):
         self.layer = -1
 
     def steers(
-        self, layer: int, at: Tensor, directions: Tensor, scale: float, watchers: tuple[dict, ...] | None
+        self, layer: int, at: int, directions: Tensor, scale: float, watchers: tuple[dict, ...] | None
     ) -> None:
         """Take over a steering.
 
         Args:
             layer: number of the block.
-            at: int64 `[1]`, its place among the steered blocks.
+            at: its place among the steered blocks.
             directions: float32 `[K, D]`.
             scale: one unit of length.
             watchers: hooks that would see the stream before the norm has steered it; None where the block
                 is steered at its output.
         """
-        self.layer, self.at, self.directions, self.unit = layer, at, directions, scale
+        self.layer, self.directions, self.unit = layer, directions, scale
         self.watchers = watchers
+        # One tensor for both, since compiled code checks each before it runs.
         with torch.inference_mode(False):
-            self.scale = torch.full((), scale, dtype=torch.float32, device=directions.device)
+            self.numbers = torch.tensor([at, scale], dtype=torch.float64, device=directions.device)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         output = self.original(*args, **kwargs)
@@ -199,7 +200,7 @@ class BlockForward(Replacement):
         now = level.now
         mode = now.mode
         if mode == FORMULA or (mode != OFF and torch.compiler.is_compiling()):
-            return self._by_formula(output, now)
+            return _by_formula(self, output, now)
         if mode == OFF:
             return self._again(output, kwargs) if torch.is_grad_enabled() else output
         if mode == IN_PLACE:
@@ -212,11 +213,11 @@ class BlockForward(Replacement):
             _remember(kwargs, now.token_row)
         row = now.token_row
         if row is not None:
-            row = now.token_row_on(self._hidden(output).device)
+            row = now.token_row_on(_hidden(self, output).device)
         return self._by_kernel(output, row, mode)
 
     def _by_kernel(self, output: Any, row: Tensor | None, mode: int) -> Any:
-        hidden = self._hidden(output)
+        hidden = _hidden(self, output)
         v, table = self.directions, self.level.table
         assert table is not None  # active
         if v.device != hidden.device:
@@ -248,33 +249,6 @@ class BlockForward(Replacement):
         with ops.backend("reference"):
             return ops.steer(hidden, v, table, row.view(-1), scale=self.unit)
 
-    def _by_formula(self, output: Any, now: Pass) -> Any:
-        hidden = self._hidden(output)
-        row, keep, slot, inverse, table = now.row, now.keep, now.slot, now.inverse, self.level.whole
-        if row is None or keep is None or table is None:
-            raise RuntimeError(
-                "a steered block is compiled by itself in a way that was not seen when the pass began; "
-                "use block.compile(), or compile the whole model"
-            )
-        v, scale, at = self.directions, self.scale, self.at
-        if hidden.device != v.device:
-            v, scale, at = v.to(hidden.device), scale.to(hidden.device), at.to(hidden.device)
-        if hidden.device != table.device:
-            table = self.level.whole_on(hidden.device)
-        if hidden.device != row.device:
-            row, keep = row.to(hidden.device), keep.to(hidden.device)
-            slot = None if slot is None else slot.to(hidden.device)
-            inverse = None if inverse is None else inverse.to(hidden.device)
-        x = hidden if hidden.shape[:-1] == keep.shape else hidden.reshape(*keep.shape, hidden.shape[-1])
-        if table.direction.shape[1] > formula.MAX_SLOTS:
-            token_row = torch.where(keep, row, NO_ROW).to(torch.int32).reshape(-1)
-            columns = table.columns()
-            y = torch.ops.emosteer.steer.default(x.contiguous(), v, *columns, token_row, self.unit)
-        else:
-            of = None if inverse is None else inverse.index_select(0, at)[0]
-            y = formula.steer(x, v, table, row, keep=keep, scale=scale, slot=slot, inverse=of)
-        return with_first_tensor(output, y if y.shape == hidden.shape else y.reshape(hidden.shape))
-
     def _again(self, output: Any, kwargs: dict[str, Any]) -> Any:
         """Steer a block that activation checkpointing runs a second time, after its pass, as in its pass."""
         found = None
@@ -289,13 +263,43 @@ class BlockForward(Replacement):
             )
         return self._by_kernel(output, found[0], DIFFERENTIABLE)
 
-    def _hidden(self, output: Any) -> Tensor:
-        hidden = first_tensor(output)
-        if hidden is None:
-            raise RuntimeError(
-                f"block {self.layer} returned {type(output).__name__}, which holds no hidden state"
-            )
-        return hidden
+
+# Functions rather than methods: compiled code would check for each block that no instance hides a method.
+def _by_formula(block: BlockForward, output: Any, now: Pass) -> Any:
+    hidden = _hidden(block, output)
+    row, keep, slot, inverse, table = now.row, now.keep, now.slot, now.inverse, block.level.whole
+    if row is None or keep is None or table is None:
+        raise RuntimeError(
+            "a steered block is compiled by itself in a way that was not seen when the pass began; "
+            "use block.compile(), or compile the whole model"
+        )
+    v, numbers = block.directions, block.numbers
+    if hidden.device != v.device:
+        v, numbers = v.to(hidden.device), numbers.to(hidden.device)
+    if hidden.device != table.device:
+        table = block.level.whole_on(hidden.device)
+    if hidden.device != row.device:
+        row, keep = row.to(hidden.device), keep.to(hidden.device)
+        slot = None if slot is None else slot.to(hidden.device)
+        inverse = None if inverse is None else inverse.to(hidden.device)
+    x = hidden if hidden.shape[:-1] == keep.shape else hidden.reshape(*keep.shape, hidden.shape[-1])
+    if table.direction.shape[1] > formula.MAX_SLOTS:
+        token_row = torch.where(keep, row, NO_ROW).to(torch.int32).reshape(-1)
+        columns = table.columns()
+        y = torch.ops.emosteer.steer.default(x.contiguous(), v, *columns, token_row, block.unit)
+    else:
+        of = None if inverse is None else inverse.index_select(0, numbers[:1].long())[0]
+        y = formula.steer(x, v, table, row, keep=keep, scale=numbers[1].float(), slot=slot, inverse=of)
+    return with_first_tensor(output, y if y.shape == hidden.shape else y.reshape(hidden.shape))
+
+
+def _hidden(block: BlockForward, output: Any) -> Tensor:
+    hidden = first_tensor(output)
+    if hidden is None:
+        raise RuntimeError(
+            f"block {block.layer} returned {type(output).__name__}, which holds no hidden state"
+        )
+    return hidden
 
 
 def _remember(kwargs: dict[str, Any], token_row: Tensor | None) -> None:

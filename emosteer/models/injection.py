@@ -182,9 +182,7 @@ class Injection:
                 block = level.forward(("block", layer), BlockForward)
                 between = fusion.between.get(layer, ()) if layer in fusion.readers else None
                 hooks = None if between is None else watchers(blocks[layer], *between)
-                with torch.inference_mode(False):
-                    place = torch.tensor([at], device=v.device)
-                block.steers(layer, place, v, self.scales[layer], hooks)
+                block.steers(layer, at, v, self.scales[layer], hooks)
                 self._replace(patches, blocks[layer], block)
                 if between is not None:
                     reading[layer] = block
