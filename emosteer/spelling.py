@@ -29,6 +29,8 @@ from .programs import Program, Slot, _finite
 
 # Characters of a program's text; what is longer is no program that somebody wrote.
 LONGEST = 10_000
+# Blocks that a range may name; no model has more.
+MOST_LAYERS = 10_000
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _ACTION = re.compile(
@@ -175,6 +177,8 @@ def layers(text: Any) -> Any:
         first, dash, last = part.strip().partition("-")
         try:
             if dash:
+                if int(last) - int(first) > MOST_LAYERS:
+                    raise ValueError
                 found += range(int(first), int(last) + 1)
             else:
                 found.append(float(first) if "." in first else int(first))
