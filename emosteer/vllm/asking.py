@@ -55,7 +55,9 @@ class Asked:
         if unknown:
             raise ValueError(f"{_short(unknown[0])} is no key of emosteer; known are {', '.join(KEYS)}")
         if PROGRAM not in given:
-            raise ValueError(f'{next(iter(given))} comes without a program; give "{PROGRAM}": "calm +0.05" too')
+            raise ValueError(
+                f'{next(iter(given))} comes without a program; give "{PROGRAM}": "calm +0.05" too'
+            )
         bank = given.get(BANK)
         if bank is not None and (not isinstance(bank, str) or len(bank) > LONGEST_NAME):
             raise TypeError(f"{BANK} must be the name of a bank, got {_short(bank)}")
@@ -132,7 +134,9 @@ def _layers(given: Any) -> Any:
             raise TypeError(f"{LAYERS} must be numbers, got {_short(bad[0] if bad else given)}")
         return tuple(given)
     if isinstance(given, bool) or not isinstance(given, (str, int, float)):
-        raise TypeError(f'{LAYERS} must be a text such as "middle", a number or a list of them, got {_short(given)}')
+        raise TypeError(
+            f'{LAYERS} must be a text such as "middle", a number or a list of them, got {_short(given)}'
+        )
     if isinstance(given, str) and len(given) > LONGEST_NAME:
         raise ValueError(f"{LAYERS} is too long: {_short(given)}")
     found = spelling.layers(given)

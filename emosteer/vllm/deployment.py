@@ -82,7 +82,9 @@ class Deployment:
         known = {layer for bank in self.banks.values() for layer in bank.layers}
         self.layers = tuple(layer for layer in resolve_layers(settings.layers, depth) if layer in known)
         if not self.layers:
-            raise ValueError(f"no bank has directions for the layers {settings.layers!r}; they have {sorted(known)}")
+            raise ValueError(
+                f"no bank has directions for the layers {settings.layers!r}; they have {sorted(known)}"
+            )
         self._first = {}  # number of a bank's first direction, and of its unit
         count = 0
         for number, (name, bank) in enumerate(self.banks.items()):
@@ -191,7 +193,14 @@ class Deployment:
     def _digest(self) -> str:
         """Of the directions, the units, the layout of the rows and what the operator is."""
         found = hashlib.blake2b(digest_size=16)
-        shape = (self.layers, self.depth, self.dim, self.directions_count, self.settings.slots, self.row_words)
+        shape = (
+            self.layers,
+            self.depth,
+            self.dim,
+            self.directions_count,
+            self.settings.slots,
+            self.row_words,
+        )
         found.update(repr((__version__, OPERATOR_VERSION, self.settings.traced, shape)).encode())
         for name, bank in self.banks.items():
             found.update(repr((name, bank.names, bank.layers, bank.scale)).encode())

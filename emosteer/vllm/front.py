@@ -53,7 +53,7 @@ FRONT = Front()
 
 
 def refusal(message: str) -> Exception:
-    """vLLM's own error for a bad request, which its server answers with 400."""
+    """The error of vLLM for a bad request, which its server answers with 400."""
     from vllm.exceptions import VLLMValidationError
 
     return VLLMValidationError(message, parameter=PROGRAM)
@@ -137,7 +137,9 @@ def _refuse_in_beam_search() -> None:
         def beam_search(self: Any, *args: Any, **kwargs: Any) -> Any:
             deployment = FRONT.deployment
             if deployment is not None and deployment.settings.default is not None:
-                raise refusal("beam search cannot be steered, and this engine has a default program for all requests")
+                raise refusal(
+                    "beam search cannot be steered, and this engine has a default program for all requests"
+                )
             return search(self, *args, **kwargs)
 
         return beam_search

@@ -49,7 +49,9 @@ def steer_stream_(
         token_row: int32 `[at least N]`: the row of each token, −1 for tokens that stay as they are.
         slots: of the table.
     """
-    torch.ops.emosteer.steer_stream_.default(hidden, residual, directions, rows, place, units, token_row, slots)
+    torch.ops.emosteer.steer_stream_.default(
+        hidden, residual, directions, rows, place, units, token_row, slots
+    )
 
 
 def traced(

@@ -49,7 +49,9 @@ def _configuring(create: Any) -> Any:
         support.check_release(vllm.__version__)
         settings = Settings.read(given)
         if not plain:
-            raise Unsupported(f"additional_config must be a dict to hold emosteer's banks, got {self.additional_config!r}")
+            raise Unsupported(
+                f"additional_config must be a dict to hold emosteer's banks, got {self.additional_config!r}"
+            )
         self.additional_config = {**self.additional_config, KEY: settings.plain("")}
         config = create(self, *args, **kwargs)
         support.check(config)

@@ -59,7 +59,9 @@ class Settings:
             raise ValueError(f"{KEY} has no setting {unknown[0]!r}; known are {', '.join(known[:-1])}")
         banks = given.get("banks")
         if not isinstance(banks, Mapping) or not banks:
-            raise ValueError(f'{KEY}.banks must map names to files, like {{"emotions": "emotions.safetensors"}}; got {banks!r}')
+            raise ValueError(
+                f'{KEY}.banks must map names to files, like {{"emotions": "emotions.safetensors"}}; got {banks!r}'
+            )
         for name, file in banks.items():
             if not isinstance(name, str) or not name.strip() or not isinstance(file, (str, os.PathLike)):
                 raise TypeError(f"{KEY}.banks must map names to files, got {name!r}: {file!r}")
@@ -115,5 +117,7 @@ def _default(given: Any) -> Asked | None:
         raise TypeError(f"default must be a program's text or what emosteer.vllm.params gives, got {given!r}")
     asked = Asked.of(given)
     if asked is None:
-        raise ValueError(f"default must be a program's text or what emosteer.vllm.params gives, got {dict(given)!r}")
+        raise ValueError(
+            f"default must be a program's text or what emosteer.vllm.params gives, got {dict(given)!r}"
+        )
     return asked

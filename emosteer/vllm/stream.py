@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ def blocks_of(model: nn.Module, depth: int) -> nn.ModuleList:
         UnknownStream: not one list of that length.
     """
     if hasattr(model, "get_language_model"):
-        model = model.get_language_model()
+        model = getattr(model, "get_language_model")()  # noqa: B009
     lists = {
         name: child
         for name, child in model.named_modules()
@@ -59,7 +59,9 @@ def parts(output: Any, layer: int) -> tuple[Tensor, Tensor | None]:
     tensors = (hidden,) if residual is None else (hidden, residual)
     if not all(isinstance(one, Tensor) and one.ndim == 2 for one in tensors):
         shapes = [list(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in tensors]
-        raise UnknownStream(f"block {layer} hands on {shapes}, expected one or two tensors of shape [tokens, width]")
+        raise UnknownStream(
+            f"block {layer} hands on {shapes}, expected one or two tensors of shape [tokens, width]"
+        )
     return hidden, residual
 
 
@@ -82,7 +84,9 @@ def patch(
         put = {
             DIRECTIONS: deployment.directions(layer).to(rows.device),
             ROWS: rows,
-            PLACE: torch.tensor([deployment.unit_word, *deployment.place(layer)], dtype=torch.int32).to(rows.device),
+            PLACE: torch.tensor([deployment.unit_word, *deployment.place(layer)], dtype=torch.int32).to(
+                rows.device
+            ),
             UNITS: deployment.units(layer).to(rows.device),
             TOKEN_ROW: token_row,
         }
@@ -94,17 +98,20 @@ def patch(
 
 
 def _steering(block: nn.Module, layer: int, slots: int, trace: bool) -> Callable[..., Any]:
-    unsteered = block.forward
+    unsteered, own = (
+        block.forward,
+        cast(Any, block),
+    )  # whose buffers are read by name, so that they can be traced
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         output = unsteered(*args, **kwargs)
         hidden, residual = parts(output, -1)
         arguments = (
-            block.emosteer_directions,
-            block.emosteer_rows,
-            block.emosteer_place,
-            block.emosteer_units,
-            block.emosteer_token_row,
+            own.emosteer_directions,
+            own.emosteer_rows,
+            own.emosteer_place,
+            own.emosteer_units,
+            own.emosteer_token_row,
             slots,
         )
         if trace:

@@ -1,4 +1,4 @@
-"""Steering in one worker of vLLM: put into the model while it is loaded, and told before each pass what that is about."""
+"""Steering in one worker of vLLM: put into the model as it is loaded, and told before each pass what it is about."""
 
 from __future__ import annotations
 
@@ -89,7 +89,9 @@ class WorkerSteering:
             KeyError: a request that is not known: the engine must end, since it would run unsteered.
         """
         known = [self._placed[request] for request in requests]
-        self.tokens.fill([one for one, _ in known], [prompt for _, prompt in known], starts, positions, tokens)
+        self.tokens.fill(
+            [one for one, _ in known], [prompt for _, prompt in known], starts, positions, tokens
+        )
 
     def idle(self) -> None:
         """The next pass is nobody's."""
