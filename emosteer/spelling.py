@@ -161,7 +161,7 @@ def _number(value: float) -> str:
 
 
 def layers(text: Any) -> Any:
-    """What `es.steer` takes as `layers`, from "middle", "all", "14", "12-21", "3,7,11" or a fraction of the depth, "0.66".
+    """What `es.steer` takes as `layers`: "middle", "all", "14", "12-21", "3,7,11" or a fraction of the depth, "0.66".
 
     Numbers and lists of numbers stay as they are.
 

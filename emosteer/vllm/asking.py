@@ -1,4 +1,4 @@
-"""What a request asks for: a program, and where it acts, as plain values that `extra_args` and `vllm_xargs` can hold."""
+"""What a request asks for: a program and where it acts, as plain values that `extra_args` and `vllm_xargs` hold."""
 
 from __future__ import annotations
 

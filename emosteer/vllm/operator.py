@@ -14,6 +14,9 @@ Everything that differs between layers comes in tensors, so that equal blocks st
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from importlib import import_module
+
 import torch
 from torch import Tensor
 
@@ -113,12 +116,35 @@ def _on_cpu(
             hidden[where] = part + (y - x)
 
 
+def on_gpu(
+    hidden: Tensor,
+    residual: Tensor | None,
+    directions: Tensor,
+    rows: Tensor,
+    place: Tensor,
+    units: Tensor,
+    token_row: Tensor,
+    slots: int,
+) -> None:
+    """One kernel, which reads nothing but `token_row` where no token is steered."""
+    stream = import_module("emosteer.kernels.stream")
+    if hidden.stride(1) == 1 and (residual is None or residual.stride(1) == 1) and hidden.shape[0]:
+        views = rows, rows.view(torch.float32), rows.view(torch.uint8)
+        launch = stream.launch(hidden, residual, directions, *views, place, units, token_row, slots)
+        if launch is not None:
+            with torch.cuda.device(hidden.device) if hidden.is_cuda else nullcontext():
+                launch.run()
+            return
+    _elsewhere(hidden, residual, directions, rows, place, units, token_row, slots)
+
+
 def _elsewhere(hidden: Tensor, *rest) -> None:
     """On other devices: the definition itself, a few dozen small kernels, all of which a graph can capture."""
     hidden.copy_(traced(hidden, *rest))
 
 
 _library.impl("steer_stream_", _on_cpu, "CPU")
+_library.impl("steer_stream_", on_gpu, "CUDA")
 _library.impl("steer_stream_", _elsewhere, "CompositeExplicitAutograd")
 
 
