@@ -43,6 +43,7 @@ class TokenRows:
         self.value = torch.full((tokens,), NO_ROW, dtype=torch.int32, device=device)
         self._token = torch.arange(tokens, dtype=torch.int32, device=device)
         self._filled = 0
+        self._batch: tuple[list, list] | None = None  # whose numbers are on the device
         host = torch.zeros((requests, _COLUMNS), dtype=torch.int64)
         self._numbers = host.to(device)
         self._ring = None if device.type == "cpu" else Ring(host, device, depth=2 * in_flight)
@@ -67,15 +68,12 @@ class TokenRows:
         if not any(placed):
             self.clear()
             return
-        numbers = [
-            _UNSTEERED if one is None else (row, prompt, *one.numbers)
-            for one, row, prompt in zip(placed, self._rows.of(placed), prompts)
-        ]
-        count, given = len(numbers), torch.tensor(numbers, dtype=torch.int64)
-        if self._ring is None:
-            self._numbers[:count] = given
-        else:
-            self._ring.send(given, self._numbers[:count])
+        count = len(placed)
+        batch = [*placed], [*prompts]
+        if batch != self._batch:  # as a rule the same requests go on, and their numbers are there
+            self._batch = None
+            self._send(placed, prompts)
+            self._batch = batch
         request = torch.searchsorted(starts[1 : count + 1], self._token[:tokens], right=True, out_int32=True)
         row, prompt, *where = self._numbers[request].unbind(1)
         keep = chosen(positions[:tokens], prompt, where)
@@ -83,6 +81,17 @@ class TokenRows:
         if self._filled > tokens:
             self.value[tokens : self._filled] = NO_ROW
         self._filled = tokens
+
+    def _send(self, placed: Sequence[Placed | None], prompts: Sequence[int]) -> None:
+        numbers = [
+            _UNSTEERED if one is None else (row, prompt, *one.numbers)
+            for one, row, prompt in zip(placed, self._rows.of(placed), prompts)
+        ]
+        given = torch.tensor(numbers, dtype=torch.int64)
+        if self._ring is None:
+            self._numbers[: len(given)] = given
+        else:
+            self._ring.send(given, self._numbers[: len(given)])
 
     def clear(self) -> None:
         """The next pass is nobody's, or nobody's in it is steered."""

@@ -88,7 +88,7 @@ def engine(bank_file):
     from emosteer.models.loading import folder_of
 
     settings = {"banks": {"random": str(bank_file)}, "slots": 3}
-    yield Engine(LLM(folder_of("smollm2"), additional_config={"emosteer": settings}, **OPTIONS))
+    return Engine(LLM(folder_of("smollm2"), additional_config={"emosteer": settings}, **OPTIONS))
 
 
 @pytest.fixture

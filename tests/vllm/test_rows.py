@@ -60,6 +60,14 @@ def test_a_program_that_runs_keeps_its_row(deployment):
         assert found[0] == first
 
 
+def acted_on(kind, prompt):
+    """The places below 100 that a kind of positions names, in a text whose prompt has so many tokens."""
+    if kind in ("all", "prompt", "generated"):
+        return range(prompt if kind == "generated" else 0, prompt if kind == "prompt" else 100)
+    ends = [edge + prompt if edge is not None and edge < 0 else edge for edge in (kind.start, kind.stop)]
+    return range(max(ends[0] or 0, 0), 100 if ends[1] is None else ends[1], kind.step or 1)
+
+
 def test_tokens_take_the_row_of_their_request_where_it_acts(deployment):
     """Random batches: chunks of prompts, single tokens, several drafts; every kind of positions."""
     generator = random.Random(1)
@@ -100,14 +108,7 @@ def test_tokens_take_the_row_of_their_request_where_it_acts(deployment):
         for (one, kind), row, prompt, begin, end in zip(batch, known, prompts, spans, spans[1:]):
             if one is None:
                 continue
-            if isinstance(kind, slice):
-                chosen = set(range(*slice(*(v + prompt if v is not None and v < 0 else v for v in (kind.start, kind.stop)), kind.step).indices(100)))  # fmt: skip
-                if kind.start is not None and kind.start + prompt < 0 and kind.start < 0:
-                    chosen = set(range(*slice(0, kind.stop, kind.step).indices(100)))
-            else:
-                chosen = set(
-                    {"all": range(100), "prompt": range(prompt), "generated": range(prompt, 100)}[kind]
-                )
+            chosen = set(acted_on(kind, prompt))
             for n in range(begin, end):
                 if places[n] in chosen:
                     wanted[n] = row

@@ -105,7 +105,7 @@ def test_requests_in_any_order_padded_dummy_and_resumed(second):
 
 
 def test_a_request_among_others_that_was_never_added_ends_the_pass(second):
-    steering, state = second
+    _, state = second
     state.add_request(0, new("a", params("calm +1"), 6))
     with pytest.raises(KeyError):
         state.prepare_inputs(batch(["a", "stranger"], [0, 0], [6, 2]), None)

@@ -9,10 +9,10 @@ import emosteer as es
 
 pytest.importorskip("vllm")
 
-from emosteer.vllm import serving, support  # noqa: E402
-from emosteer.vllm.deployment import Deployment  # noqa: E402
-from emosteer.vllm.settings import Settings  # noqa: E402
-from emosteer.vllm.stream import UnknownStream, blocks_of, parts  # noqa: E402
+from emosteer.vllm import serving, support
+from emosteer.vllm.deployment import Deployment
+from emosteer.vllm.settings import Settings
+from emosteer.vllm.stream import UnknownStream, blocks_of, parts
 
 
 def test_settings_come_back_as_they_were(bank_file):
@@ -62,8 +62,8 @@ def test_banks_that_belong_elsewhere(bank_file):
 
 def test_two_banks_have_units_and_directions_of_their_own(bank, bank_file, tmp_path):
     """A row of the second bank points behind the first one's directions, and to another unit of length."""
-    from emosteer.vllm.asking import Asked
     from emosteer.vllm import params
+    from emosteer.vllm.asking import Asked
 
     other = es.Bank(["calm"], {3: torch.randn(1, 576)}, scale={3: 7.0})
     other.save(tmp_path / "other.safetensors")
