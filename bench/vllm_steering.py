@@ -1,4 +1,4 @@
-"""Steered vLLM beside vLLM without banks, in turn: `python bench/vllm_steering.py` (in an environment with vLLM; minutes).
+"""Steered vLLM beside vLLM without banks, in turn: `python bench/vllm_steering.py` (with vLLM installed; minutes).
 
 Two engines of the built-in model, each compiled as vLLM compiles on this machine, answer the same prompts in turn,
 round by round: vLLM as it is, and vLLM with banks, its requests unsteered, all under one program at ten layers or at

@@ -24,10 +24,11 @@ def serve(
     Further options are those of vLLM's server: --port 8000 --dtype float32 ...
     """
     from emosteer.models.loading import folder_of
-    from emosteer.vllm.serving import arguments, environment
+    from emosteer.vllm.serving import arguments, environment, require
 
-    folder = folder_of(model)
+    require()
     settings = {"banks": inputs.named_files(bank), "default": default, "layers": layers, "slots": slots}
+    folder = folder_of(model)
     command = [sys.executable, *arguments(folder, model, settings, context.args)]
     os.environ.update(environment())
     typer.echo(f"emosteer: {json.dumps(settings)}", err=True)

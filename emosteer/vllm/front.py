@@ -8,6 +8,7 @@ is known.
 from __future__ import annotations
 
 from functools import wraps
+from inspect import signature
 from typing import Any
 
 from .asking import KEYS, PROGRAM, Asked
@@ -82,6 +83,8 @@ def patch() -> None:
         SamplingParams.from_optional,
     )
 
+    parameters = signature(process)
+
     @wraps(make)
     def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         make(self, vllm_config, *args, **kwargs)
@@ -97,7 +100,7 @@ def patch() -> None:
         asked, placed = FRONT.placed(params.extra_args, self.emosteer)
         if placed is None:
             return process(self, request_id, prompt, params, *args, **kwargs)
-        if kwargs.get("resumable"):
+        if parameters.bind(self, request_id, prompt, params, *args, **kwargs).arguments.get("resumable"):
             raise refusal(
                 "a session whose prompt grows (resumable) cannot be steered: positions have no fixed prompt"
             )

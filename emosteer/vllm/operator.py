@@ -51,6 +51,9 @@ def steer_stream_(
         units: float32 `[U]`, one unit of length at this layer by its number.
         token_row: int32 `[at least N]`: the row of each token, −1 for tokens that stay as they are.
         slots: of the table.
+
+    Raises:
+        ValueError: `token_row` has fewer entries than `hidden` has tokens.
     """
     torch.ops.emosteer.steer_stream_.default(
         hidden, residual, directions, rows, place, units, token_row, slots
@@ -81,6 +84,16 @@ def traced(
     return torch.where((y != x).any(-1, keepdim=True), hidden + (y - x), hidden)
 
 
+def _rows_of(token_row: Tensor, hidden: Tensor) -> Tensor:
+    """The entries of `token_row` for the tokens of `hidden`."""
+    if token_row.shape[0] < hidden.shape[0]:
+        raise ValueError(
+            f"token_row has {token_row.shape[0]} entries, a pass of {hidden.shape[0]} tokens needs one for each; "
+            f"the engine runs longer passes than it said when it started"
+        )
+    return token_row[: hidden.shape[0]]
+
+
 def _on_cpu(
     hidden: Tensor,
     residual: Tensor | None,
@@ -91,7 +104,7 @@ def _on_cpu(
     token_row: Tensor,
     slots: int,
 ) -> None:
-    row = token_row[: hidden.shape[0]]
+    row = _rows_of(token_row, hidden)
     at = (row >= 0).nonzero()[:, 0]
     if not len(at):
         return
@@ -127,7 +140,7 @@ def on_gpu(
     slots: int,
 ) -> None:
     """One kernel, which reads nothing but `token_row` where no token is steered."""
-    stream = import_module("emosteer.kernels.stream")
+    stream, token_row = import_module("emosteer.kernels.stream"), _rows_of(token_row, hidden)
     if hidden.stride(1) == 1 and (residual is None or residual.stride(1) == 1) and hidden.shape[0]:
         views = rows, rows.view(torch.float32), rows.view(torch.uint8)
         launch = stream.launch(hidden, residual, directions, *views, place, units, token_row, slots)

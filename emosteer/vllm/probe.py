@@ -155,7 +155,8 @@ def _watching(model: nn.Module, blocks: dict[int, nn.Module]) -> Iterator[dict[i
 
         if isinstance(module, AttentionLayerBase):
             for one in output if isinstance(output, tuple) else (output,):
-                one.zero_()
+                if isinstance(one, Tensor):
+                    one.zero_()
         if reading and reading[-1][0] is module:
             _, handed = reading.pop()
             if isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Tensor):
@@ -205,5 +206,13 @@ def _run(runner: Any) -> None:
             value = torch.randn(empty.tensors[name].shape, generator=noise)
             empty.tensors[name].copy_(value)
         inputs |= {"input_ids": None, "intermediate_tensors": empty}
-    with set_forward_context(None, config, num_tokens=TOKENS, skip_compiled=True):
-        runner.model(**inputs)
+    try:
+        with set_forward_context(None, config, num_tokens=TOKENS, skip_compiled=True):
+            runner.model(**inputs)
+    except UnknownStream:
+        raise
+    except Exception as error:
+        raise UnknownStream(
+            f"{type(runner.model).__name__} could not be run on a few tokens to see how it hands its stream on: "
+            f"{type(error).__name__}: {error}"
+        ) from error

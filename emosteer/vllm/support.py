@@ -9,7 +9,7 @@ FROM, BEFORE = (0, 32), (0, 33)
 RANGE = ">=0.32,<0.33"
 
 
-class Unsupported(RuntimeError):
+class Unsupported(ValueError):
     """An engine that cannot be steered rightly."""
 
 

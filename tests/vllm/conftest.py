@@ -9,10 +9,17 @@ from dataclasses import dataclass
 import pytest
 
 import emosteer as es
+from emosteer.models.loading import folder_of
 from tests.steering.conftest import random_bank
 
 if not os.environ.get("EMOSTEER_VLLM"):
-    collect_ignore = ["test_requests.py", "test_server.py", "test_start.py", "test_runner_v2.py"]
+    collect_ignore = [
+        "test_requests.py",
+        "test_server.py",
+        "test_start.py",
+        "test_runner_v2.py",
+        "test_elsewhere.py",
+    ]
 
 ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -28,8 +35,8 @@ OPTIONS = {
     "max_model_len": 192,
     "max_num_seqs": 20,
     "max_num_batched_tokens": 64,
-    "block_size": 16,
-    "num_gpu_blocks_override": 70,
+    "block_size": 32,
+    "num_gpu_blocks_override": 28,
     "disable_log_stats": False,
     "seed": 0,
 }
@@ -85,22 +92,20 @@ def engine(bank_file):
     os.environ.update(ENVIRONMENT)
     from vllm import LLM
 
-    from emosteer.models.loading import folder_of
-
     settings = {"banks": {"random": str(bank_file)}, "slots": 3}
     return Engine(LLM(folder_of("smollm2"), additional_config={"emosteer": settings}, **OPTIONS))
 
 
 @pytest.fixture
-def vanilla():
-    """The tokens that vLLM without banks gives, in a process of its own, the plugin installed."""
+def elsewhere():
+    """Asks an engine in a process of its own; the plugin is installed there too."""
 
-    def run(prompts, length):
-        asked = json.dumps({"prompts": prompts, "length": length, "options": OPTIONS})
-        command = [sys.executable, "-m", "tests.vllm.vanilla"]
-        done = subprocess.run(
-            command, input=asked, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT}
-        )
+    def run(prompts, args, length, environment=None, **options):
+        usual = {"model": folder_of("smollm2"), **OPTIONS, **options}
+        asked = json.dumps({"prompts": prompts, "args": args, "length": length, "options": usual})
+        command = [sys.executable, "-m", "tests.vllm.elsewhere"]
+        around = {**os.environ, **ENVIRONMENT, **(environment or {})}
+        done = subprocess.run(command, input=asked, capture_output=True, text=True, env=around)
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads(done.stdout.splitlines()[-1])
 

@@ -104,6 +104,15 @@ def test_all_tokens_of_one_unit_and_none():
     assert torch.allclose((hidden + residual).double(), want, atol=1e-5)
 
 
+def test_a_pass_that_is_longer_than_the_engine_said():
+    table, word = rows()
+    place = torch.tensor([word, word + 1, 0], dtype=torch.int32)
+    short = torch.full((4,), -1, dtype=torch.int32)
+    for run in (steer_stream_, on_gpu):
+        with pytest.raises(ValueError, match="token_row has 4 entries, a pass of 5 tokens"):
+            run(torch.zeros(5, WIDTH), None, torch.eye(4, WIDTH), table, place, UNITS, short, SLOTS)
+
+
 def test_a_compiler_puts_it_back_in_place():
     """Functionalised and lowered, the operator writes where it wrote; a token without a row keeps its bits."""
     table, word = rows()

@@ -83,8 +83,8 @@ def test_each_request_is_that_of_transformers_under_its_own_program(engine, mode
     assert sum(unsteered[k][0] != here[k][0] for k in range(64)) >= 56  # the programs do something
 
 
-def test_unsteered_requests_among_steered_ones_are_those_of_vanilla_vllm(engine, prompts, vanilla):
-    found = vanilla(prompts[:24], 12)
+def test_unsteered_requests_among_steered_ones_are_those_of_vanilla_vllm(engine, prompts, elsewhere):
+    found = elsewhere(prompts[:24], [None] * 24, 12)
     assert found["untouched"] == {"plugin": True, "steering": False, "own": [], "forwards": 0, "buffers": 0}
     mixed = [None if k % 2 == 0 else params(program) for k, program in enumerate(programs()[:48])]
     mixed_prompts = [prompts[k // 2] for k in range(48)]

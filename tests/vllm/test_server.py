@@ -28,11 +28,11 @@ PROGRAMS = ["calm +14", "angry +14; joyful <= 0", "joyful turned 50", "proud = 9
 @pytest.fixture(scope="module")
 def server(bank_file, tmp_path_factory, unused_port):
     log = tmp_path_factory.mktemp("server") / "log"
-    command = [
-        sys.executable, "-m", "emosteer", "serve", "smollm2", "--bank", f"random={bank_file}", "--default", DEFAULT,
-        "--slots", "3", "--port", str(unused_port), "--dtype", "float32", "--max-model-len", "192",
-        "--max-num-seqs", "20", "--max-num-batched-tokens", "64",
+    options = [
+        "--bank", f"random={bank_file}", "--default", DEFAULT, "--slots", "3", "--port", str(unused_port),
+        "--dtype", "float32", "--max-model-len", "192", "--max-num-seqs", "20", "--max-num-batched-tokens", "64",
     ]  # fmt: skip
+    command = [sys.executable, "-c", "from emosteer.cli import main; main()", "serve", "smollm2", *options]
     environment = {**os.environ, **ENVIRONMENT, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     with open(log, "w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
