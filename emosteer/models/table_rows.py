@@ -17,6 +17,8 @@ from .staging import Ring
 
 # Rows that there is always room for: compiled code reads them all, and does not care how many are in use.
 ROOM = 64
+# The largest number of float32.
+_LARGEST = (2 - 2**-23) * 2.0**127
 
 
 @dataclass
@@ -166,9 +168,8 @@ def packed(
         (*(s.high for s in program.slots), *[inf] * spare),
         (*(s.rotate for s in program.slots), *[0.0] * spare),
     ]
-    try:
-        columns = [struct.pack(f"{slots}f", *column) for column in numbers]
-    except OverflowError:
-        raise ValueError(f"program {program} has a number that float32 cannot hold") from None
+    columns = [struct.pack(f"{slots}f", *column) for column in numbers]
+    if any(abs(number) > _LARGEST and number - number == 0 for column in numbers for number in column):
+        raise ValueError(f"program {program} has a number that float32 cannot hold")
     flags = struct.pack("2B2x", program.norm_form(preserve_norm), relative)
     return b"".join([struct.pack(f"{slots}i", *directions, *[-1] * spare), *columns, flags])

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -108,15 +109,9 @@ def test_many_clients_at_once(server, wanted):
             await asyncio.gather(*(bad(BAD[what][0], k % 2 == 0) for k, what in enumerate(refused))),
         )
 
-    async def both():
-        goods = asyncio.create_task(everybody())
-        return await goods
-
-    texts, answers, refused, reasons = asyncio.run(both())
+    texts, answers, refused, reasons = asyncio.run(everybody())
     for (program, _), answer in zip(texts, answers):
         assert answer == wanted[DEFAULT if program is None else program]
-    import re
-
     for what, reason in zip(refused, reasons):
         assert re.search(BAD[what][1], reason), (what, reason)
 

@@ -109,7 +109,7 @@ def test_the_command_checks_what_it_is_given(bank_file):
     banks = {"banks": {"a": str(bank_file)}}
     line = serving.arguments("folder", "name", banks, ["--port", "1"])
     assert line[:2] == ["-m", serving.SERVER]
-    with pytest.raises(ValueError, match="--model is set by emosteer serve"):
+    with pytest.raises(ValueError, match="--model=x is set by emosteer serve"):
         serving.arguments("folder", "name", banks, ["--model=x"])
     with pytest.raises(FileNotFoundError, match="no bank file"):
         serving.arguments("folder", "name", {"banks": {"a": "/nowhere"}}, [])
