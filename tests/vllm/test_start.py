@@ -1,11 +1,13 @@
 """What an engine refuses to start with, and what it proves before it answers anything."""
 
+import json
 import re
 
 import pytest
 import torch
 
 import emosteer as es
+from emosteer.models.loading import folder_of
 
 pytest.importorskip("vllm")
 
@@ -92,6 +94,28 @@ def test_another_release_is_refused_by_name(monkeypatch, bank_file, version):
     args = vllm.EngineArgs(model="no/such", additional_config={"emosteer": {"banks": {"a": str(bank_file)}}})
     with pytest.raises(support.Unsupported, match=f"{re.escape(support.RANGE)}, this is {version}"):
         args.create_engine_config()
+
+
+def test_the_environment_gives_settings_and_the_compile_key_knows_them(
+    monkeypatch, bank, bank_file, tmp_path
+):
+    """The key differs with banks or without, and with other directions in a file of the same name."""
+    import vllm
+
+    def made(**further):
+        args = vllm.EngineArgs(model=folder_of("smollm2"), dtype="float32", max_model_len=128, **further)
+        return args.create_engine_config()
+
+    path = tmp_path / "bank.safetensors"
+    settings = {"banks": {"random": str(path)}}
+    bank.save(path)
+    plain, given = made(), made(additional_config={"emosteer": settings})
+    monkeypatch.setenv("EMOSTEER_VLLM_CONFIG", json.dumps(settings))
+    assert made().additional_config == given.additional_config
+    bank.subset(["calm", "angry"]).save(path)
+    other = made()
+    assert len({config.compute_hash() for config in (plain, given, other)}) == 3
+    assert "emosteer" not in plain.additional_config
 
 
 def test_the_range_is_what_the_extra_asks_for():
