@@ -105,7 +105,7 @@ def _steering(block: nn.Module, layer: int, slots: int, trace: bool) -> Callable
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         output = unsteered(*args, **kwargs)
-        hidden, residual = parts(output, -1)
+        hidden, residual = parts(output, layer)
         arguments = (
             own.emosteer_directions,
             own.emosteer_rows,
