@@ -4,7 +4,7 @@
 # make environments    those of the next three
 # make test-llamacpp   control vectors in llama.cpp, built from source
 # make test-peers, bench-peers    the same for other steering libraries with our kernels inside
-# make test-vllm   sweeps in vLLM
+# make test-vllm   steering and sweeps in vLLM
 # make browser   Chromium, for the tests that look at pages (Debian, as root)
 # make check   formatting, lint, types, layers
 # make test-triton-versions   every kind of GPU kernel compiled with each Triton from 3.3 on (minutes)
@@ -122,7 +122,7 @@ $(STAMPS)/vllm: constraints-vllm.txt $(STAMPS)/built
 	@touch $@
 
 test-vllm: $(STAMPS)/vllm
-	EMOSTEER_VLLM=1 $(VLLM) -m pytest tests/sweep/test_vllm.py
+	EMOSTEER_VLLM=1 $(VLLM) -m pytest tests/vllm tests/sweep/test_vllm.py
 
 # For the tests that look at pages; without it they are skipped.
 browser:

@@ -11,6 +11,7 @@ from .convert import convert
 from .extract import extract
 from .lm_eval import lm_eval
 from .read import read
+from .serve import serve
 from .steer import steer
 from .validate import validate
 
@@ -49,6 +50,7 @@ app.command("convert")(convert)
 app.command("extract")(extract)
 app.command("lm-eval")(lm_eval)
 app.command("read")(read)
+app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
 app.command("steer")(steer)
 app.command("validate")(validate)
 

@@ -30,34 +30,47 @@ def layers(text: str) -> Any:
     Raises:
         ValueError: what came and what is understood.
     """
-    if text in ("all", "middle"):
-        return text
-    found: list[Any] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        try:
-            if dash:
-                found += range(int(first), int(last) + 1)
-            else:
-                found.append(float(first) if "." in first else int(first))
-        except ValueError:
-            raise ValueError(f"--layers must be like {LAYERS} Got {text!r}") from None
-    return found[0] if len(found) == 1 else found
+    from emosteer import spelling
+
+    try:
+        return spelling.layers(text)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from None
+
+
+def named_files(values: Sequence[str]) -> dict[str, str]:
+    """Name → file, of options like `emotions=bank.safetensors`, or a file that gives its own name.
+
+    Raises:
+        ValueError: a name that comes twice.
+    """
+    found: dict[str, str] = {}
+    for value in values:
+        name, equals, file = value.partition("=")
+        name, file = (name, file) if equals else (Path(value).stem, value)
+        if name in found:
+            raise ValueError(f"--bank: two banks are called {name!r}; give them names: --bank first={file}")
+        found[name] = file
+    return found
 
 
 def program(**options: Sequence[str]) -> Any:
-    """The sum of programs given as `name=number`, by kind; None where there is none.
+    """The sum of programs given as `name=number`, by kind, and as texts (`emosteer.spelling`) under the kind `program`;
+    None where there is none.
 
     Raises:
         ValueError: the option and what came.
     """
     import emosteer as es
+    from emosteer import spelling
 
     total = None
     for kind, values in options.items():
         for value in values:
             name, equals, number = value.rpartition("=")
-            if kind == "ablate":
+            if kind == "program":
+                one = spelling.program(value)
+            elif kind == "ablate":
                 one = es.ablate(value)
             elif not equals or not name:
                 raise ValueError(f"--{kind} must be a concept and a number, like calm=0.1; got {value!r}")

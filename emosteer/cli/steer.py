@@ -19,6 +19,7 @@ def steer(
     hold: list[str] = typer.Option([], help=f"Set it to: {_VALUES}"),  # noqa: B008
     rotate: list[str] = typer.Option([], help=f"Turn towards by degrees: {_VALUES}"),  # noqa: B008
     ablate: list[str] = typer.Option([], help="Take out: CONCEPT, may be repeated."),  # noqa: B008
+    program: list[str] = typer.Option([], help='Several at once: "calm +0.05; desperate <= 0".'),  # noqa: B008
     chat: bool = typer.Option(False, help="The prompt is a user's message."),
     tokens: int = typer.Option(40, min=1, help="How many to generate."),
     temperature: float = typer.Option(0.0, min=0.0, help="0: greedy."),
@@ -38,9 +39,13 @@ def steer(
 
     import emosteer as es
 
-    program = inputs.program(add=add, cap=cap, floor=floor, hold=hold, rotate=rotate, ablate=ablate)
-    if program is None:
-        raise ValueError("give a program: --add calm=0.1, --cap desperate=0, --ablate sad, …")
+    asked = inputs.program(
+        program=program, add=add, cap=cap, floor=floor, hold=hold, rotate=rotate, ablate=ablate
+    )
+    if asked is None:
+        raise ValueError(
+            'give a program: --program "calm +0.1", --add calm=0.1, --cap desperate=0, --ablate sad, …'
+        )
     at = inputs.layers(layers)
     loaded, tok, directions = inputs.model_and_bank(model, bank)
     text = prompt
@@ -51,19 +56,19 @@ def steer(
     found = tok([text, text], return_tensors="pt", add_special_tokens=not chat)
     sampling = {"do_sample": temperature > 0, **({"temperature": temperature} if temperature > 0 else {})}
     torch.manual_seed(seed)
-    with es.steer(loaded, directions, [None, program], layers=at, positions=positions):
+    with es.steer(loaded, directions, [None, asked], layers=at, positions=positions):
         out = loaded.generate(
             **found.to(loaded.device), max_new_tokens=tokens, pad_token_id=tok.pad_token_id, **sampling
         )
     new = [tok.decode(row[found["input_ids"].shape[1] :], skip_special_tokens=True) for row in out]
     if json_:
         typer.echo(
-            json.dumps({"prompt": prompt, "program": str(program), "unsteered": new[0], "steered": new[1]})
+            json.dumps({"prompt": prompt, "program": str(asked), "unsteered": new[0], "steered": new[1]})
         )
         return
     table = Table(title=prompt, show_lines=True)
     table.add_column("program")
     table.add_column("continuation")
     table.add_row("unsteered", new[0])
-    table.add_row(str(program), new[1])
+    table.add_row(str(asked), new[1])
     Console().print(table)

@@ -17,6 +17,8 @@ from .staging import Ring
 
 # Rows that there is always room for: compiled code reads them all, and does not care how many are in use.
 ROOM = 64
+# The largest number of float32.
+_LARGEST = (2 - 2**-23) * 2.0**127
 
 
 @dataclass
@@ -140,15 +142,34 @@ class TableRows:
                 f"program {program} combines {len(program.slots)} directions, the table has {slots} slots a row; "
                 f"pass slots={len(program.slots)} to es.steer"
             )
-        spare = slots - len(program.slots)
-        inf = float("inf")
-        directions = [self._index(slot.name) for slot in program.slots]
-        columns = [
-            struct.pack(f"{slots}i", *directions, *[-1] * spare),
-            struct.pack(f"{slots}f", *(s.strength for s in program.slots), *[0.0] * spare),
-            struct.pack(f"{slots}f", *(s.low for s in program.slots), *[-inf] * spare),
-            struct.pack(f"{slots}f", *(s.high for s in program.slots), *[inf] * spare),
-            struct.pack(f"{slots}f", *(s.rotate for s in program.slots), *[0.0] * spare),
-            struct.pack("2B", program.norm_form(self._preserve_norm), self._relative),
-        ]
-        return b"".join(columns).ljust(self._words.shape[1] * 4, b"\0")
+        data = packed(program, slots, self._index, preserve_norm=self._preserve_norm, relative=self._relative)
+        return data.ljust(self._words.shape[1] * 4, b"\0")
+
+
+def packed(
+    program: Program, slots: int, index: Callable[[str], int], *, preserve_norm: bool, relative: bool
+) -> bytes:
+    """A program as the bytes of its record (`SteerTable.record`), in whole words, without what fills it up.
+
+    Args:
+        program: of at most so many slots.
+        slots: of the table.
+        index, preserve_norm, relative: as in `TableRows`.
+
+    Raises:
+        ValueError: a name that is not in the bank, a number that float32 cannot hold.
+    """
+    spare = slots - len(program.slots)
+    inf = float("inf")
+    directions = [index(slot.name) for slot in program.slots]
+    numbers = [
+        (*(s.strength for s in program.slots), *[0.0] * spare),
+        (*(s.low for s in program.slots), *[-inf] * spare),
+        (*(s.high for s in program.slots), *[inf] * spare),
+        (*(s.rotate for s in program.slots), *[0.0] * spare),
+    ]
+    columns = [struct.pack(f"{slots}f", *column) for column in numbers]
+    if any(abs(number) > _LARGEST and number - number == 0 for column in numbers for number in column):
+        raise ValueError(f"program {program} has a number that float32 cannot hold")
+    flags = struct.pack("2B2x", program.norm_form(preserve_norm), relative)
+    return b"".join([struct.pack(f"{slots}i", *directions, *[-1] * spare), *columns, flags])

@@ -206,6 +206,17 @@ def test_layers_as_written():
     assert inputs.layers("middle") == "middle"
 
 
+def test_banks_and_programs_as_written():
+    assert inputs.named_files(["moods=a/b.safetensors", "c/d.safetensors"]) == {
+        "moods": "a/b.safetensors",
+        "d": "c/d.safetensors",
+    }
+    with pytest.raises(ValueError, match="two banks are called 'd'"):
+        inputs.named_files(["d=x", "c/d.safetensors"])
+    both = inputs.program(program=["calm +0.1; angry <= 0"], add=["proud=1"])
+    assert both == es.add("calm", 0.1) + es.cap("angry", 0) + es.add("proud", 1)
+
+
 def test_errors_are_one_line(capsys, monkeypatch, smollm2, bank, tmp_path):
     monkeypatch.setattr(es, "load", lambda name: smollm2, raising=False)
     given = dict(monkeypatch=monkeypatch)
@@ -215,6 +226,7 @@ def test_errors_are_one_line(capsys, monkeypatch, smollm2, bank, tmp_path):
         (("steer", "x", "--add", "calm=much"), "--add 'calm=much': "),
         (("steer", "x", "--add", "clam=0.1", "--bank", bank, "--layers", "14"), "did you mean 'calm'"),
         (("steer", "x", "--add", "calm=1", "--layers", "a"), "--layers must be like"),
+        (("steer", "x", "--program", "calm"), "does not say what to do with 'calm'"),
         (("read",), "give the text"),
         (("read", "x", "--bank", tmp_path / "no.safetensors"), "no.safetensors"),
         (("extract", tmp_path / "no" / "b.safetensors"), "does not exist; make it first"),

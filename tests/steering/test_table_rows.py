@@ -93,3 +93,11 @@ def test_refused_while_a_graph_is_captured(monkeypatch):
     with pytest.raises(RuntimeError, match="programs cannot be set while a CUDA graph is captured"):
         held.write([0], [es.add("calm", 0.1)])
     assert not (held.table.direction >= 0).any(), "half of a change was made"
+
+
+def test_numbers_beyond_float32_are_refused():
+    rows = TableRows(["calm"].index, 1, 1, device=torch.device("cpu"), preserve_norm=True, relative=False)
+    rows.write([0], [es.add("calm", 3.4028234e38)])
+    for program in (es.add("calm", 1e39), es.cap("calm", -1e300), es.floor("calm", 3.5e38)):
+        with pytest.raises(ValueError, match="has a number that float32 cannot hold"):
+            rows.write([0], [program])

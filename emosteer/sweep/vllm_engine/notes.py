@@ -7,7 +7,8 @@ from typing import Any
 
 from ..runner.held_rows import NO_ROW
 
-KEY = "emosteer"
+# Not one of the keys of `emosteer.vllm`, which begin with "emosteer" and ask for a program of their own.
+KEY = "sweep_note"
 
 
 @dataclass(frozen=True)

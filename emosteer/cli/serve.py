@@ -1,0 +1,35 @@
+"""`emosteer serve`: vLLM's own server, with banks to steer its requests with."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import typer
+
+from . import inputs
+
+
+def serve(
+    context: typer.Context,
+    model: str = typer.Argument(..., help=inputs.MODEL),
+    bank: list[str] = typer.Option(..., help="A bank file, or NAME=FILE; may be repeated."),  # noqa: B008
+    default: str = typer.Option(None, help='What requests do that do not say: "calm +0.05; desperate <= 0".'),
+    layers: str = typer.Option("all", help=f"Where requests may steer: {inputs.LAYERS}"),
+    slots: int = typer.Option(4, min=1, max=64, help="Directions that one program may combine."),
+) -> None:
+    """Serve a model with vLLM (OpenAI's protocol); requests ask for programs in `vllm_xargs`.
+
+    Further options are those of vLLM's server: --port 8000 --dtype float32 ...
+    """
+    from emosteer.models.loading import folder_of
+    from emosteer.vllm.serving import arguments, environment, require
+
+    require()
+    settings = {"banks": inputs.named_files(bank), "default": default, "layers": layers, "slots": slots}
+    folder = folder_of(model)
+    command = [sys.executable, *arguments(folder, model, settings, context.args)]
+    os.environ.update(environment())
+    typer.echo(f"emosteer: {json.dumps(settings)}", err=True)
+    os.execv(sys.executable, command)  # the server gets the signals that this command would

@@ -1,0 +1,100 @@
+"""Which row of the steering table each token of a pass takes: −1 for tokens that stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from emosteer.models.positions import chosen
+from emosteer.models.staging import Ring
+
+from .deployment import Placed
+from .rows import NO_ROW, Rows
+
+# Numbers of a request: its row, the length of its prompt, `Positions.numbers`.
+_COLUMNS = 7
+_UNSTEERED = (NO_ROW, 0, 0, 0, 0, 0, 1)
+
+
+class TokenRows:
+    """The vector that all steered blocks read.
+
+    Positions are those that the runner computes with, on its device: a token of a prompt that comes in chunks, of a
+    request that was preempted and starts anew, or a draft that may yet be rejected counts as the place it stands for.
+    Prompts end where the user's prompt ends, whatever was computed before.
+
+    Args:
+        rows: the table.
+        tokens: of a pass at most, padding included.
+        requests: of a pass at most.
+        device: of the model.
+        in_flight: as for `Rows`.
+
+    Attributes:
+        value: int32 `[tokens]`.
+    """
+
+    def __init__(
+        self, rows: Rows, tokens: int, requests: int, device: torch.device, in_flight: int = 2
+    ) -> None:
+        self._rows = rows
+        self.value = torch.full((tokens,), NO_ROW, dtype=torch.int32, device=device)
+        self._token = torch.arange(tokens, dtype=torch.int32, device=device)
+        self._filled = 0
+        self._batch: tuple[list, list] | None = None  # whose numbers are on the device
+        host = torch.zeros((requests, _COLUMNS), dtype=torch.int64)
+        self._numbers = host.to(device)
+        self._ring = None if device.type == "cpu" else Ring(host, device, depth=2 * in_flight)
+
+    def fill(
+        self,
+        placed: Sequence[Placed | None],
+        prompts: Sequence[int],
+        starts: Tensor,
+        positions: Tensor,
+        tokens: int,
+    ) -> None:
+        """Say what the next pass is about.
+
+        Args:
+            placed: of each request, in the order of the batch.
+            prompts: tokens of each one's prompt.
+            starts: `[requests + 1]`, where each one's tokens start in the batch, on the device.
+            positions: `[at least tokens]`, the place of each token in its text, on the device.
+            tokens: of the pass, padding excepted.
+        """
+        if not any(placed):
+            self.clear()
+            return
+        count = len(placed)
+        batch = [*placed], [*prompts]
+        if batch != self._batch:  # as a rule the same requests go on, and their numbers are there
+            self._batch = None
+            self._send(placed, prompts)
+            self._batch = batch
+        request = torch.searchsorted(starts[1 : count + 1], self._token[:tokens], right=True, out_int32=True)
+        row, prompt, *where = self._numbers[request].unbind(1)
+        keep = chosen(positions[:tokens], prompt, where)
+        self.value[:tokens] = torch.where(keep, row, NO_ROW)
+        if self._filled > tokens:
+            self.value[tokens : self._filled] = NO_ROW
+        self._filled = tokens
+
+    def _send(self, placed: Sequence[Placed | None], prompts: Sequence[int]) -> None:
+        numbers = [
+            _UNSTEERED if one is None else (row, prompt, *one.numbers)
+            for one, row, prompt in zip(placed, self._rows.of(placed), prompts)
+        ]
+        given = torch.tensor(numbers, dtype=torch.int64)
+        if self._ring is None:
+            self._numbers[: len(given)] = given
+        else:
+            self._ring.send(given, self._numbers[: len(given)])
+
+    def clear(self) -> None:
+        """The next pass is nobody's, or nobody's in it is steered."""
+        if self._filled:
+            self.value[: self._filled] = NO_ROW
+            self._filled = 0

@@ -1,0 +1,112 @@
+"""Programs, layers and positions as text: read as written, and back to the bit."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import emosteer as es
+from emosteer import spelling
+from emosteer.programs import Program, Slot
+
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+names = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12).filter(str.strip)
+
+
+@st.composite
+def slots(draw):
+    low, high = sorted((draw(numbers), draw(numbers)))
+    low, high = draw(
+        st.sampled_from([(-math.inf, math.inf), (low, high), (-math.inf, high), (low, math.inf), (low, low)])
+    )
+    rotate = draw(st.one_of(st.just(0.0), st.floats(-math.pi, math.pi)))
+    return Slot(draw(names), draw(st.one_of(st.just(0.0), numbers)), low, high, rotate)
+
+
+@given(st.lists(slots(), max_size=4), st.sampled_from([None, True, False]))
+def test_what_is_spelled_is_read_back(parts, norm):
+    wanted = Program(tuple(parts), norm if parts else None)
+    assert spelling.program(spelling.spelled(wanted)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("calm +0.05; desperate <= 0", es.add("calm", 0.05) + es.cap("desperate", 0)),
+        (" calm - 1e-2 ;", es.add("calm", -0.01)),
+        ("self-conscious +.5", es.add("self-conscious", 0.5)),
+        ("at ease >= 0.1", es.floor("at ease", 0.1)),
+        ("calm=0", None),
+        ("calm = 0", es.ablate("calm")),
+        ("calm = 0.25; norm: free", es.hold("calm", 0.25, preserve_norm=False)),
+        ("calm turned 30°", es.rotate("calm", 30)),
+        ("calm turned -30 deg", es.rotate("calm", -30)),
+        ('"a; b" +1', es.add("a; b", 1)),
+        ("none", Program()),
+        ('"none" +1', es.add("none", 1)),
+        ("calm +0.05 <= 0.3", Program((Slot("calm", 0.05, high=0.3),))),
+    ],
+)
+def test_forms(text, wanted):
+    if wanted is None:
+        with pytest.raises(ValueError, match="not understood"):
+            spelling.program(text)
+    else:
+        assert spelling.program(text) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "names no concept"),
+        ("calm", "does not say what to do with 'calm'"),
+        ("calm 0.5", "does not say what to do"),
+        ("calm +nan", "not understood|does not say"),
+        ("calm +1e999", "must be a finite number"),
+        ("calm +1 +2", "says twice"),
+        ("calm >= 1 <= 0", "cannot be both"),
+        ("calm turned 200", "angle"),
+        ("calm +1; norm: loud", "norm: kept"),
+        ("calm +1; norm: kept; norm: free", "once"),
+        ('"calm +1', "not understood|does not say"),
+        ("+1", "not understood"),
+        ("x" * 20_000, "too long"),
+    ],
+)
+def test_what_is_no_program(text, reason):
+    with pytest.raises(ValueError, match=reason):
+        spelling.program(text)
+
+
+def test_what_is_no_text():
+    with pytest.raises(TypeError, match="must be a text"):
+        spelling.program(["calm", 0.1])
+    with pytest.raises(TypeError, match="slice here, got list"):
+        spelling.spelled_positions([True])
+
+
+@pytest.mark.parametrize(
+    "spec", ["all", "prompt", "generated", slice(-1, None), slice(2, 40, 3), slice(None, -2)]
+)
+def test_positions(spec):
+    assert spelling.positions(spelling.spelled_positions(spec)) == spec
+
+
+@pytest.mark.parametrize("text", ["", "some", "1", "a:b", "1:2:3:4", None, 3])
+def test_no_positions(text):
+    with pytest.raises(ValueError, match="positions must be"):
+        spelling.positions(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("all", "all"), ("14", 14), ("3-5", [3, 4, 5]), ("3, 7", [3, 7]), ("0.5", 0.5), ([1, 2], [1, 2])],
+)
+def test_layers(text, wanted):
+    assert spelling.layers(text) == wanted
+
+
+def test_no_layers():
+    with pytest.raises(ValueError, match="layers must be like"):
+        spelling.layers("top")

@@ -1,0 +1,112 @@
+"""One engine with banks in this process, small enough that requests are cut up, preempted and resumed."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+import emosteer as es
+from emosteer.models.loading import folder_of
+from tests.steering.conftest import random_bank
+
+if not os.environ.get("EMOSTEER_VLLM"):
+    collect_ignore = [
+        "test_requests.py",
+        "test_server.py",
+        "test_start.py",
+        "test_runner_v2.py",
+        "test_elsewhere.py",
+    ]
+
+ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
+    "VLLM_CPU_CI_ENV": "1",  # a graph as Dynamo traces it, without minutes of Inductor
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}
+# Twenty requests at a time in room for half of them at full length, sixty-four tokens a pass.
+OPTIONS = {
+    "dtype": "float32",
+    "max_model_len": 192,
+    "max_num_seqs": 20,
+    "max_num_batched_tokens": 64,
+    "block_size": 32,
+    "num_gpu_blocks_override": 28,
+    "disable_log_stats": False,
+    "seed": 0,
+}
+
+
+@pytest.fixture(scope="session")
+def model():
+    return es.load("smollm2")
+
+
+@pytest.fixture(scope="session")
+def bank(model):
+    return random_bank(model[0])
+
+
+@pytest.fixture(scope="session")
+def bank_file(bank, tmp_path_factory):
+    path = tmp_path_factory.mktemp("bank") / "random.safetensors"
+    bank.save(path)
+    return path
+
+
+@dataclass
+class Engine:
+    """An engine and what lies inside it."""
+
+    llm: object
+
+    @property
+    def steering(self):
+        executor = self.llm.llm_engine.model_executor
+        return executor.driver_worker.worker.model_runner.emosteer
+
+    def preemptions(self):
+        return sum(m.value for m in self.llm.get_metrics() if m.name == "vllm:num_preemptions")
+
+    def tokens(self, prompts, args, length=12, **params):
+        """The greedy tokens of prompts (of tokens) under `extra_args`."""
+        return [answer.outputs[0].token_ids for answer in self.answers(prompts, args, length, **params)]
+
+    def answers(self, prompts, args, length=12, **params):
+        from vllm import SamplingParams
+
+        asked = [
+            SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True, extra_args=one, **params)
+            for one in args
+        ]
+        return self.llm.generate([{"prompt_token_ids": p} for p in prompts], asked, use_tqdm=False)
+
+
+@pytest.fixture(scope="session")
+def engine(bank_file):
+    os.environ.update(ENVIRONMENT)
+    from vllm import LLM
+
+    settings = {"banks": {"random": str(bank_file)}, "slots": 3}
+    return Engine(LLM(folder_of("smollm2"), additional_config={"emosteer": settings}, **OPTIONS))
+
+
+@pytest.fixture
+def elsewhere():
+    """Asks an engine in a process of its own; the plugin is installed there too."""
+
+    def run(prompts, args, length, environment=None, **options):
+        usual = {"model": folder_of("smollm2"), **OPTIONS, **options}
+        asked = json.dumps({"prompts": prompts, "args": args, "length": length, "options": usual})
+        command = [sys.executable, "-m", "tests.vllm.elsewhere"]
+        around = {**os.environ, **ENVIRONMENT, **(environment or {})}
+        done = subprocess.run(command, input=asked, capture_output=True, text=True, env=around)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run

@@ -1,0 +1,160 @@
+"""`emosteer serve`: OpenAI's own client, several at once, streaming and not; bad programs beside good ones."""
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+import emosteer as es
+from emosteer.vllm import params
+
+from .conftest import ENVIRONMENT
+from .test_requests import BAD
+
+openai = pytest.importorskip("openai")
+
+PROMPT = "My neighbour came in and said:"
+DEFAULT = "weary +14"
+LENGTH = 10
+PROGRAMS = ["calm +14", "angry +14; joyful <= 0", "joyful turned 50", "proud = 9", "desperate -12", "none"]
+
+
+@pytest.fixture(scope="module")
+def server(bank_file, tmp_path_factory, unused_port):
+    log = tmp_path_factory.mktemp("server") / "log"
+    options = [
+        "--bank", f"random={bank_file}", "--default", DEFAULT, "--slots", "3", "--port", str(unused_port),
+        "--dtype", "float32", "--max-model-len", "192", "--max-num-seqs", "20", "--max-num-batched-tokens", "64",
+    ]  # fmt: skip
+    command = [sys.executable, "-c", "from emosteer.cli import main; main()", "serve", "smollm2", *options]
+    environment = {**os.environ, **ENVIRONMENT, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    with open(log, "w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
+    base = f"http://127.0.0.1:{unused_port}"
+    try:
+        until = time.monotonic() + 240
+        while True:
+            try:
+                urllib.request.urlopen(f"{base}/health", timeout=5).close()
+                break
+            except (urllib.error.URLError, OSError):
+                assert process.poll() is None, log.read_text()[-4000:]
+                assert time.monotonic() < until, log.read_text()[-4000:]
+                time.sleep(0.5)
+        yield base
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def unused_port():
+    import socket
+
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def wanted(model, bank):
+    """Text of each program by transformers."""
+    loaded, tok = model
+    found = {}
+    for text in [*PROGRAMS, DEFAULT]:
+        with es.steer(loaded, bank, es.spelling.program(text)):
+            ids = tok(PROMPT, return_tensors="pt")
+            out = loaded.generate(
+                **ids, max_new_tokens=LENGTH, min_new_tokens=LENGTH, eos_token_id=None, do_sample=False
+            )
+        found[text] = tok.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert len(set(found.values())) >= 5
+    return found
+
+
+def test_many_clients_at_once(server, wanted):
+    """Each answer is that of its program, streamed or not; each bad program a 400 in words, before anything streams."""
+    client = openai.AsyncOpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0, timeout=240)
+    usual = dict(model="smollm2", prompt=PROMPT, max_tokens=LENGTH, temperature=0.0)
+
+    async def good(program, stream):
+        body = {"ignore_eos": True}
+        if program is not None:
+            body["vllm_xargs"] = params(program)
+        if not stream:
+            return (await client.completions.create(**usual, extra_body=body)).choices[0].text
+        parts = await client.completions.create(**usual, extra_body=body, stream=True)
+        return "".join([part.choices[0].text async for part in parts if part.choices])
+
+    async def bad(args, stream):
+        with pytest.raises(openai.BadRequestError) as caught:
+            await client.completions.create(**usual, extra_body={"vllm_xargs": args}, stream=stream)
+        return str(caught.value)
+
+    async def everybody():
+        texts = [(program, stream) for program in [*PROGRAMS, None] for stream in (False, True)]
+        # Over HTTP vLLM itself refuses what is neither text, number nor list of them.
+        refused = [what for what in BAD if what != "layers of another type"]
+        bads = (bad(BAD[what][0], k % 2 == 0) for k, what in enumerate(refused))
+        found = await asyncio.gather(*(good(*one) for one in texts), *bads)
+        return texts, found[: len(texts)], refused, found[len(texts) :]
+
+    texts, answers, refused, reasons = asyncio.run(everybody())
+    for (program, _), answer in zip(texts, answers):
+        assert answer == wanted[DEFAULT if program is None else program]
+    for what, reason in zip(refused, reasons):
+        assert re.search(BAD[what][1], reason), (what, reason)
+
+
+def test_chat_and_responses_take_programs_too(server):
+    client = openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0, timeout=240)
+    messages = [{"role": "user", "content": "How are you?"}]
+    chat = dict(model="smollm2", messages=messages, max_tokens=8, temperature=0.0)
+    plain, steered = (
+        client.chat.completions.create(**chat, extra_body={"vllm_xargs": params(program)})
+        .choices[0]
+        .message.content
+        for program in ("none", "calm +20")
+    )
+    assert plain != steered
+    with pytest.raises(openai.BadRequestError, match="did you mean 'calm'"):
+        client.chat.completions.create(
+            **chat, extra_body={"vllm_xargs": {"emosteer": "clam +1"}}, stream=True
+        )
+    with pytest.raises(openai.BadRequestError, match="did you mean 'calm'"):
+        client.responses.create(
+            model="smollm2", input="How are you?", extra_body={"vllm_xargs": {"emosteer": "clam +1"}}
+        )
+    response = client.responses.create(
+        model="smollm2", input="How are you?", temperature=0.0, max_output_tokens=8,
+        extra_body={"vllm_xargs": params("calm +20")},
+    )  # fmt: skip
+    assert response.output_text == steered
+
+
+def test_beam_search_is_refused(server):
+    client = openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0, timeout=240)
+    with pytest.raises(openai.BadRequestError, match="beam search cannot be steered"):
+        client.completions.create(
+            model="smollm2", prompt=PROMPT, max_tokens=4,
+            extra_body={"use_beam_search": True, "vllm_xargs": params("calm +20")},
+        )  # fmt: skip
+    with pytest.raises(openai.APIStatusError, match="beam search cannot be steered"):  # the default would be
+        client.completions.create(
+            model="smollm2", prompt=PROMPT, max_tokens=4, extra_body={"use_beam_search": True}
+        )
+
+
+def test_the_banks_are_listed(server, bank):
+    with urllib.request.urlopen(f"{server}/v1/emosteer/banks", timeout=30) as answer:
+        found = json.load(answer)
+    assert found["banks"]["random"]["concepts"] == list(bank.names)
+    assert found["layers"] == list(range(30))
+    assert found["default"]["emosteer"] == es.spelling.spelled(es.spelling.program(DEFAULT))

@@ -1,0 +1,214 @@
+"""What an engine refuses to start with, and what it proves before it answers anything."""
+
+import json
+import re
+
+import pytest
+import torch
+
+import emosteer as es
+from emosteer.models.loading import folder_of
+
+pytest.importorskip("vllm")
+
+from emosteer.vllm import serving, support
+from emosteer.vllm.deployment import Deployment
+from emosteer.vllm.settings import Settings
+from emosteer.vllm.stream import UnknownStream, blocks_of, parts
+
+
+def test_settings_come_back_as_they_were(bank_file):
+    given = {"banks": {"a": str(bank_file)}, "default": "calm +0.1", "layers": [1, 2], "slots": 2}
+    settings = Settings.read(given)
+    assert Settings.read(settings.plain("x")) == settings
+    assert settings.default.program == es.add("calm", 0.1)
+    assert Settings.of({}) is Settings.of({"other": 1}) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ([], "must map names of settings"),
+        ({"bank": "x"}, "no setting 'bank'"),
+        ({}, "banks must map names to files"),
+        ({"banks": {"a": 3}}, "'a': 3"),
+        ({"banks": {"a": "b"}, "slots": 0}, "slots must be a number from 1 to 64"),
+        ({"banks": {"a": "b"}, "traced": 1}, "traced must be true or false"),
+        ({"banks": {"a": "b"}, "default": "calm"}, "does not say what to do"),
+        ({"banks": {"a": "b"}, "default": {"x": 1}}, "default must be"),
+        ({"banks": {"a": "b"}, "layers": "top"}, "layers must be like"),
+    ],
+)
+def test_settings_that_are_none(given, reason):
+    with pytest.raises((TypeError, ValueError), match=reason):
+        Settings.read(given)
+
+
+def test_an_environment_that_is_no_json(monkeypatch):
+    monkeypatch.setenv("EMOSTEER_VLLM_CONFIG", "{")
+    with pytest.raises(ValueError, match="is not JSON"):
+        Settings.in_environment()
+
+
+def test_banks_that_belong_elsewhere(bank_file):
+    settings = Settings.read({"banks": {"a": str(bank_file)}})
+    with pytest.raises(ValueError, match="has width 64"):
+        Deployment(settings, 30, 64)
+    with pytest.raises(ValueError, match="the model has blocks 0 to 9"):
+        Deployment(settings, 10, 576)
+    with pytest.raises(FileNotFoundError):
+        Deployment(Settings.read({"banks": {"a": "/nowhere.safetensors"}}), 30, 576)
+    with pytest.raises(ValueError, match="are not those that the engine was started with"):
+        Deployment(Settings.read(settings.plain("another digest")), 30, 576)
+
+
+def test_two_banks_have_units_and_directions_of_their_own(bank, bank_file, tmp_path):
+    """A row of the second bank points behind the first one's directions, and to another unit of length."""
+    from emosteer.vllm import params
+    from emosteer.vllm.asking import Asked
+
+    other = es.Bank(["calm"], {3: torch.randn(1, 576)}, scale={3: 7.0})
+    other.save(tmp_path / "other.safetensors")
+    both = Deployment(
+        Settings.read({"banks": {"a": str(bank_file), "b": str(tmp_path / "other.safetensors")}}), 30, 576
+    )
+    assert both.directions(3).shape == (len(bank) + 1, 576)
+    assert both.units(3).tolist() == [1.0, 2.0, 7.0]
+    with pytest.raises(ValueError, match="must say which bank"):
+        both.placed(Asked.of(params("calm +1")))
+    with pytest.raises(ValueError, match="not in the bank"):
+        both.placed(Asked.of(params("calm +1", bank="b", layers=4)))
+    words = torch.frombuffer(
+        bytearray(both.placed(Asked.of(params("calm +1", bank="b", layers=3))).row), dtype=torch.int32
+    )
+    assert words[0] == len(bank)
+    assert words[both.unit_word] == 2
+    assert words[both.unit_word + 1] == 1 << 3
+
+
+@pytest.mark.parametrize("version", ["0.31.2", "0.33.0", "1.0", "dev"])
+def test_another_release_is_refused_by_name(monkeypatch, bank_file, version):
+    import vllm
+
+    monkeypatch.setattr(vllm, "__version__", version)
+    args = vllm.EngineArgs(model="no/such", additional_config={"emosteer": {"banks": {"a": str(bank_file)}}})
+    with pytest.raises(support.Unsupported, match=f"{re.escape(support.RANGE)}, this is {version}"):
+        args.create_engine_config()
+
+
+def test_the_environment_gives_settings_and_the_compile_key_knows_them(
+    monkeypatch, bank, bank_file, tmp_path
+):
+    """The key differs with banks or without, and with other directions in a file of the same name."""
+    import vllm
+
+    def made(**further):
+        args = vllm.EngineArgs(model=folder_of("smollm2"), dtype="float32", max_model_len=128, **further)
+        return args.create_engine_config()
+
+    path = tmp_path / "bank.safetensors"
+    settings = {"banks": {"random": str(path)}}
+    bank.save(path)
+    plain, given = made(), made(additional_config={"emosteer": settings})
+    monkeypatch.setenv("EMOSTEER_VLLM_CONFIG", json.dumps(settings))
+    assert made().additional_config == given.additional_config
+    bank.subset(["calm", "angry"]).save(path)
+    other = made()
+    assert len({config.compute_hash() for config in (plain, given, other)}) == 3
+    assert "emosteer" not in plain.additional_config
+
+
+def test_the_range_is_what_the_extra_asks_for():
+    """One range, in the package's metadata and in the check."""
+    from importlib.metadata import requires
+
+    wanted = next(line for line in requires("emosteer") if line.startswith("vllm"))
+    assert set(re.findall(r"[<>=]+[\d.]+", wanted.split(";")[0])) == set(support.RANGE.split(","))
+    import vllm
+
+    assert support.supported(vllm.__version__)
+
+
+def test_the_command_checks_what_it_is_given(bank_file):
+    banks = {"banks": {"a": str(bank_file)}}
+    line = serving.arguments("folder", "name", banks, ["--port", "1"])
+    assert line[:2] == ["-m", serving.SERVER]
+    with pytest.raises(ValueError, match="--model=x is set by emosteer serve"):
+        serving.arguments("folder", "name", banks, ["--model=x"])
+    with pytest.raises(FileNotFoundError, match="no bank file"):
+        serving.arguments("folder", "name", {"banks": {"a": "/nowhere"}}, [])
+
+
+def test_ways_of_running_that_are_refused(engine):
+    """Each named; the engine's own configuration is none of them."""
+    import copy
+
+    config = engine.llm.llm_engine.vllm_config
+    support.check(config)
+    for where, name, value, reason in [
+        ("parallel_config", "enable_dbo", True, "dual-batch overlap"),
+        ("parallel_config", "prefill_context_parallel_size", 2, "prefill context"),
+        ("parallel_config", "decode_context_parallel_size", 2, "decode context"),
+        ("model_config", "runner_type", "pooling", "pooling models"),
+        (None, "lora_config", object(), "LoRA"),
+        (None, "kv_transfer_config", object(), "from elsewhere"),
+    ]:
+        changed = copy.copy(config)
+        if where is None:
+            object.__setattr__(changed, name, value)
+        else:
+            part = copy.copy(getattr(config, where))
+            object.__setattr__(part, name, value)
+            object.__setattr__(changed, where, part)
+        with pytest.raises(support.Unsupported, match=reason):
+            support.check(changed)
+    passes = copy.copy(config.compilation_config)
+    passes.pass_config = copy.copy(passes.pass_config)
+    object.__setattr__(passes.pass_config, "enable_sp", True)
+    changed = copy.copy(config)
+    object.__setattr__(changed, "compilation_config", passes)
+    with pytest.raises(support.Unsupported, match="sequence parallelism"):
+        support.check(changed)
+
+
+def test_a_stream_that_is_not_the_sum_is_refused(engine, monkeypatch):
+    """The norm after block 7 reads twice the residual; a block forgets to steer; another steers its neighbour."""
+    steering = engine.steering
+    steering.prove()
+    norm = steering.blocks[8].input_layernorm
+    own = norm.forward
+
+    def doubled(hidden, residual=None):
+        return own(hidden, residual if residual is None else residual * 2)
+
+    with monkeypatch.context() as m:
+        m.setattr(norm, "forward", doubled)
+        with pytest.raises(
+            UnknownStream, match="RMSNorm, which reads what block 7 hands on, does not make hidden"
+        ):
+            steering.prove()
+    with monkeypatch.context() as m:
+        m.setattr(steering.blocks[5].emosteer_place, "data", torch.tensor([0, 0, 31], dtype=torch.int32))
+        with pytest.raises(UnknownStream, match="a program at block 5 moves the stream by 0 "):
+            steering.prove()
+    with monkeypatch.context() as m:
+        turned = -steering.blocks[6].emosteer_directions
+        m.setattr(steering.blocks[6].emosteer_directions, "data", turned)
+        with pytest.raises(UnknownStream, match="block 6 moves the stream by .* and misses"):
+            steering.prove()
+    steering.prove()
+
+
+def test_streams_of_another_shape():
+    with pytest.raises(UnknownStream, match="block 3 hands on"):
+        parts(torch.zeros(1, 2, 3), 3)
+    with pytest.raises(UnknownStream, match=r"\['list', "):
+        parts(([], torch.zeros(2, 3)), 3)
+    with pytest.raises(UnknownStream, match="0 lists of 4 blocks"):
+        blocks_of(torch.nn.Linear(2, 2), 4)
+
+
+def test_an_error_while_rows_are_filled_is_no_unsteered_pass(engine):
+    """A request that the worker was never told of ends the pass with an error."""
+    with pytest.raises(KeyError):
+        engine.steering.begin(["never added"], torch.tensor([0, 1]), torch.zeros(1, dtype=torch.int64), 1)
