@@ -83,7 +83,7 @@ $(STAMPS)/lens: constraints-peers.txt $(STAMPS)/built
 	@touch $@
 
 test-peers: $(STAMPS)/peers $(STAMPS)/lens
-	EMOSTEER_PEERS=1 $(PEERS) -m pytest tests/peers tests/formats/test_peers.py tests/sweep/test_inspect_ai.py
+	EMOSTEER_PEERS=1 $(PEERS) -m pytest tests/peers tests/formats/test_peers.py tests/harnesses/test_inspect_ai.py
 	EMOSTEER_PEERS=1 PYTHONPATH=.venv-lens $(BIN)/python -m pytest tests/peers/test_transformer_lens.py
 
 bench-peers: $(STAMPS)/peers $(STAMPS)/lens
