@@ -19,7 +19,7 @@ import emosteer as es
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
-WORDS = ("joyful", "calm", "desperate", "angry", "sad", "proud")
+WORDS = ("joyful", "calm", "desperate", "angry", "sad", "excited", "bored", "afraid", "happy")
 
 # What a block needs beside the package itself; without it the page waits for `make test-peers`.
 ELSEWHERE = {"accelerate.md": "repeng", "harnesses.md": "inspect_ai"}
