@@ -11,6 +11,7 @@
 # make test-triton-versions   every kind of GPU kernel compiled with each Triton from 3.3 on (minutes)
 # make check-gpu-code   every variant of the GPU kernels compiled and read without a GPU, into bench/results/
 # make bench   the benchmarks that a CPU can run, into bench/results/
+# make bench-compiled   steered ÷ unsteered, both compiled, other libraries' hooks beside ours
 # make bench-gate   the ratios that README promises, each held to its bar; before a release
 # make dist    sdist and wheel into out/dist, checked; test-dist: the wheel in an empty environment runs `emosteer demo`
 # make test-lowest    some of every kind with the lowest versions that pyproject.toml promises
@@ -27,7 +28,7 @@ JOBS ?= $(shell n=$$(nproc); echo $$(( n < 8 ? n : 8 )))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n $(JOBS) --dist loadgroup
 SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh kernels/cuda/*.cuh)
 
-.PHONY: demo test test-all test-rest environments browser check docs dist test-dist test-lowest check-gpu-code test-triton-versions bench bench-gate clean venv test-llamacpp test-vllm test-peers bench-peers
+.PHONY: demo test test-all test-rest environments browser check docs dist test-dist test-lowest check-gpu-code test-triton-versions bench bench-compiled bench-gate clean venv test-llamacpp test-vllm test-peers bench-peers
 
 venv: $(STAMPS)/built
 
@@ -166,6 +167,17 @@ bench: $(STAMPS)/built
 	$(BIN)/python bench/extraction.py
 	$(BIN)/python bench/monitoring.py
 	$(BIN)/python bench/sweep.py
+
+# Two libraries of plain hooks, without what they depend on, beside the first environment.
+$(STAMPS)/hooks: constraints-peers.txt $(STAMPS)/built
+	rm -rf .venv-hooks
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints-peers.txt --no-deps \
+		--target .venv-hooks repeng steering-vectors
+	@touch $@
+
+bench-compiled: $(STAMPS)/hooks
+	PYTHONPATH=.venv-hooks $(BIN)/python bench/compiled.py --dtype float32
+	PYTHONPATH=.venv-hooks $(BIN)/python bench/compiled.py --dtype bfloat16
 
 bench-gate: $(STAMPS)/built
 	$(BIN)/python bench/gate.py

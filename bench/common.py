@@ -25,6 +25,7 @@ class Result:
     against: str
     times: list[float]
     others: list[float]
+    calls: int | None = None  # of one pass's compiled code, where it was counted
 
     @property
     def ratios(self) -> list[float]:
@@ -44,6 +45,7 @@ class Result:
             "ratio_q1": f"{quartiles[0]:.3f}" if self.others else "",
             "ratio_q3": f"{quartiles[2]:.3f}" if self.others else "",
             "rounds": str(len(self.times)),
+            **({} if self.calls is None else {"calls": str(self.calls)}),
         }
 
 
@@ -78,7 +80,9 @@ def save(name: str, results: list[Result], packages: tuple[str, ...] = PACKAGES)
     with path.open("w", newline="") as file:
         file.write(f"# {command}\n# {date.today()}: {machine(packages)}\n")
         rows = [result.row() for result in results]
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(
+            file, list(dict.fromkeys(k for row in rows for k in row)), lineterminator="\n"
+        )
         writer.writeheader()
         writer.writerows(rows)
     return path
@@ -117,7 +121,8 @@ def plot_ratios(path: Path, title: str) -> Path:
 def summary(results: list[Result]) -> str:
     """The rows as an aligned table."""
     rows = [result.row() for result in results]
-    table = [list(rows[0]), *(list(row.values()) for row in rows)]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    table = [names, *([row.get(name, "") for name in names] for row in rows)]
     width = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, width)) for line in table)
 

@@ -3,9 +3,10 @@
 All 30 blocks of the built-in model, every row its own vector, norm preserved; a decode step behind a static
 cache, and a prefill, each compiled for its shape (`torch.compile(dynamic=False)`). Every side has a copy of the
 model of its own, compiled once and never patched again; they run in turn in one process, and each round gives
-one ratio. Sides: unsteered; emosteer; where they are installed repeng and steering-vectors, whose hooks are
-compiled along. Also counts the kernel calls in Inductor's output, compares 256 programs with one, and times
-`set` between steps. Writes bench/results/compiled_<dtype>.csv and .png.
+one ratio. Sides: unsteered; emosteer; a plain hook a block; where they can be imported repeng and
+steering-vectors (`make bench-compiled` puts them beside the environment). All hooks are compiled along. Also counts
+the kernel calls in Inductor's output, compares 256 programs with one, and times `set` between steps. Writes
+bench/results/compiled_<dtype>.csv and .png.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from importlib.util import find_spec
 
 import torch
 from common import PACKAGES, Result, machine, plot_ratios, save, summary
-from peers import repeng, steering_vectors
+from peers import plain_hook, repeng, steering_vectors
 from steering import CONTEXT, SHAPES, STRENGTH, random_bank
 from torch._dynamo.utils import counters
 from torch._inductor.utils import run_and_get_code
@@ -27,7 +28,11 @@ from transformers import StaticCache
 
 import emosteer as es
 
-PEERS = {"repeng": ("repeng", repeng), "steering-vectors": ("steering_vectors", steering_vectors)}
+PEERS = {
+    "plain hook": ("torch", plain_hook),
+    "repeng": ("repeng", repeng),
+    "steering-vectors": ("steering_vectors", steering_vectors),
+}
 PROGRAMS = "decode B=256"
 CALL = re.compile(r"^\s+(?:cpp_fused\w*\(|extern_kernels\.|torch\.ops\.|aten\.)", re.MULTILINE)
 
@@ -100,11 +105,10 @@ def measure(model, bank: es.Bank, name: str, rounds: int, peers: Sequence[str]) 
         side.compile()
     print(f"measuring {name}", flush=True)
     times = in_turn({n: s.step for n, s in sides.items()}, rounds, 4 if batch * max(length, 1) <= 16 else 1)
-    found = [Result(name, side, "unsteered", times[side], times["unsteered"]) for side in sides]
-    for one in found:
-        print(f"{name}: {one.side} makes {sides[one.side].calls} calls", flush=True)
-        one.calls = sides[one.side].calls - sides["unsteered"].calls  # type: ignore[attr-defined]
-    return found
+    return [
+        Result(name, side, "unsteered", times[side], times["unsteered"], made.calls)
+        for side, made in sides.items()
+    ]
 
 
 def programs_in_a_batch(model, bank: es.Bank, rounds: int, batch: int = 256) -> list[Result]:

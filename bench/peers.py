@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 
+import numpy as np
 import torch
 
 import emosteer as es
@@ -31,6 +32,7 @@ def plain_hook(model, bank: es.Bank, rows: int, strength: float) -> ExitStack:
 
 def repeng(model, bank: es.Bank, rows: int, strength: float) -> ExitStack:
     """repeng's ControlModel with normalize=True; a vector a row through its raw control."""
+    np.float_ = np.float64  # noqa: NPY201 -- an annotation of repeng's names it; NumPy 2 has it no more
     from repeng import ControlModel
 
     depth = find_decoder(model).depth

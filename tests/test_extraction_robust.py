@@ -35,7 +35,7 @@ def same_bank(a, b, **tolerance):
         assert a.scale[layer] == pytest.approx(b.scale[layer], rel=1e-6)
 
 
-@pytest.mark.parametrize("kill_at", [2, 7])
+@pytest.mark.parametrize("kill_at", [2, pytest.param(7, marks=pytest.mark.full)])
 def test_killed(tiny_llama, tmp_path, kill_at):
     """kill -9 between a batch and its checkpoint: that batch is lost and no other, none counts twice."""
     file = tmp_path / "state.safetensors"

@@ -60,6 +60,7 @@ def test_importing_runs_nothing_heavy(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.full
 @pytest.mark.install
 def test_regular_with_build_isolation(tmp_path):
     """`pip install .` from a copy of what a commit would hold: a wheel that needs only a C++ compiler to build."""

@@ -285,6 +285,7 @@ def _convert_at_once(path, barrier, results):
     results.put(logits(model, tokenizer).sum().item())
 
 
+@pytest.mark.full
 def test_two_processes_may_convert_at_once(gguf_file, cache):
     context = multiprocessing.get_context("spawn")  # a fork would inherit stopped OpenMP threads
     barrier, results = context.Barrier(2), context.SimpleQueue()

@@ -37,6 +37,7 @@ def test_loading_a_model(tiny_llama, tmp_path):
     assert not NOISE.search(text), text
 
 
+@pytest.mark.full
 @pytest.mark.model
 def test_commands(smollm2, tmp_path):
     """On the built-in model, from a bank of the user's own; and what needs no model."""
@@ -61,3 +62,20 @@ def test_warnings_come_back():
         assert not logging.getLogger(LOGGERS[0]).isEnabledFor(logging.WARNING)
         assert logging.getLogger(LOGGERS[0]).isEnabledFor(logging.ERROR)
     assert [logging.getLogger(name).level for name in LOGGERS] == before
+
+
+def test_source_compiled_for_the_first_time():
+    """A wheel's stray backslash: a DeprecationWarning up to Python 3.11, a SyntaxWarning from 3.12 on."""
+    import warnings
+
+    from emosteer.models.quiet import quiet_imports
+
+    stray = "'\\.'"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises((DeprecationWarning, SyntaxWarning, SyntaxError)):
+            compile(stray, "<a wheel>", "eval")
+        with quiet_imports():
+            compile(stray, "<a wheel>", "eval")
+            with pytest.raises(UserWarning):
+                warnings.warn("one's own", UserWarning, stacklevel=1)

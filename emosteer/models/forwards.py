@@ -72,7 +72,10 @@ class StackForward(Replacement):
         if not level.active:
             return self.original(*args, **kwargs)
         now = level.now
-        outer = now.mode, now.token_row, now.row, now.keep, now.inverse, now.fused, now.pending
+        outer = (
+            *(now.mode, now.token_row, now.row, now.keep),
+            *(now.slot, now.inverse, now.fused, now.pending),
+        )
         call = {**dict(zip(self.names, args)), **kwargs}
         if torch.compiler.is_compiling() or seen_through():
             now.mode, now.token_row, now.fused = FORMULA, None, False
@@ -86,7 +89,7 @@ class StackForward(Replacement):
                 _not_taken(now.pending)
             return output
         finally:
-            now.mode, now.token_row, now.row, now.keep, now.inverse, now.fused, now.pending = outer
+            now.mode, now.token_row, now.row, now.keep, now.slot, now.inverse, now.fused, now.pending = outer  # type: ignore[assignment]
 
     def _trace(self, call: dict[str, Any], now: Pass, texts: Sequences) -> None:
         """What the formula needs, in tensors that compiled code may read."""
@@ -101,28 +104,30 @@ class StackForward(Replacement):
                 "generate without compiling the model, or without guidance"
             )
         now.row, now.keep = traced_rows(call, texts, picks, now.mask)
-        now.inverse = None
+        now.slot = now.inverse = None
         if 1 < table.direction.shape[1] <= formula.MAX_SLOTS:
             assert level.gram is not None  # of a table of several slots
-            now.inverse = formula.inverse_gram(level.gram, table, now.row)
+            now.slot = formula.slots_of(table, now.row, now.keep)
+            now.inverse = formula.inverse_gram(level.gram, formula.slots_of(table, now.row))
 
     def _run(self, call: dict[str, Any], now: Pass) -> None:
         """What the kernels need, and for blocks that are compiled one by one what the formula needs."""
         texts = self._texts(call, now)
-        token_row = self.rows(call, texts, now.mask)
+        apart = [m for m in self.watched if m._compiled_call_impl is not None or not _ours(m)]
+        # Compiled blocks have one graph, for passes in which no token is acted on too.
+        token_row = self.rows(call, texts, now.mask, idle=not apart)
         if token_row is IDLE:
             now.mode = OFF
             return
         now.token_row = token_row  # type: ignore[assignment]  # a tensor or None
         now.elsewhere.clear()
         now.mode = DIFFERENTIABLE if torch.is_grad_enabled() else IN_PLACE
-        now.row = now.keep = now.inverse = None
-        apart = [m for m in self.watched if m._compiled_call_impl is not None or not _ours(m)]
+        now.row = now.keep = now.slot = now.inverse = None
         now.fused = not apart and not self.level.yielded
         if apart:
             self._trace(call, now, texts)
             if now.mode == IN_PLACE:  # a gradient may still want the tensors of the pass before
-                for name in ("row", "keep", "inverse"):
+                for name in ("row", "keep", "slot", "inverse"):
                     value = getattr(now, name)
                     setattr(now, name, None if value is None else now.hold(name, value))
 
@@ -245,7 +250,7 @@ class BlockForward(Replacement):
 
     def _by_formula(self, output: Any, now: Pass) -> Any:
         hidden = self._hidden(output)
-        row, keep, inverse, table = now.row, now.keep, now.inverse, self.level.whole
+        row, keep, slot, inverse, table = now.row, now.keep, now.slot, now.inverse, self.level.whole
         if row is None or keep is None or table is None:
             raise RuntimeError(
                 "a steered block is compiled by itself in a way that was not seen when the pass began; "
@@ -258,6 +263,7 @@ class BlockForward(Replacement):
             table = self.level.whole_on(hidden.device)
         if hidden.device != row.device:
             row, keep = row.to(hidden.device), keep.to(hidden.device)
+            slot = None if slot is None else slot.to(hidden.device)
             inverse = None if inverse is None else inverse.to(hidden.device)
         x = hidden if hidden.shape[:-1] == keep.shape else hidden.reshape(*keep.shape, hidden.shape[-1])
         if table.direction.shape[1] > formula.MAX_SLOTS:
@@ -266,7 +272,7 @@ class BlockForward(Replacement):
             y = torch.ops.emosteer.steer.default(x.contiguous(), v, *columns, token_row, self.unit)
         else:
             of = None if inverse is None else inverse.index_select(0, at)[0]
-            y = formula.steer(x, v, table, row, keep=keep, scale=scale, inverse=of)
+            y = formula.steer(x, v, table, row, keep=keep, scale=scale, slot=slot, inverse=of)
         return with_first_tensor(output, y if y.shape == hidden.shape else y.reshape(hidden.shape))
 
     def _again(self, output: Any, kwargs: dict[str, Any]) -> Any:

@@ -32,7 +32,8 @@ class Pass(threading.local):
     Attributes:
         mode: how the pass is steered.
         token_row: for operators: int32 `[B, T]`, or None, spread evenly.
-        row, keep, inverse: for the formula: int32 `[B, 1]`, bool `[B, T]`, float64 `[L, B, 1, S, S]` or None.
+        row, keep: for the formula: int32 `[B, 1]`, bool `[B, T]`.
+        slot, inverse: for several slots a row, what all layers share: int64 `[B, T, S]`, float64 `[L, B, 1, S, S]`.
         fused: whether blocks may leave their steering to the norm that reads them.
         pending: the block that has left it so.
         recomputed: what activation checkpointing needs to run a block again.
@@ -48,6 +49,7 @@ class Pass(threading.local):
         self.token_row: Tensor | None = None
         self.row: Tensor | None = None
         self.keep: Tensor | None = None
+        self.slot: Tensor | None = None
         self.inverse: Tensor | None = None
         self.fused = False
         self.pending: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,13 +13,18 @@ LOGGERS = ("torchao", "torch.utils._pytree")
 
 @contextmanager
 def quiet_imports() -> Iterator[None]:
-    """Warnings of `LOGGERS` are dropped within (or in a function that it decorates), errors are not."""
+    """Warnings of `LOGGERS` are dropped within (or in a function that it decorates), errors are not.
+
+    So is what Python says of their source when it first compiles it: string literals with a stray backslash.
+    """
     loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"(invalid|\S+ is an invalid) escape sequence")
+            yield
     finally:
         for logger, level in zip(loggers, before):
             logger.setLevel(level)

@@ -65,7 +65,12 @@ class TokenRows:
         return {**dict(zip(self.names, args)), **kwargs}
 
     def __call__(
-        self, call: dict[str, Any], sequences: Sequences, outer_mask: Tensor | None = None
+        self,
+        call: dict[str, Any],
+        sequences: Sequences,
+        outer_mask: Tensor | None = None,
+        *,
+        idle: bool = True,
     ) -> Tensor | Idle | None:
         """`token_row` of a pass that runs eagerly.
 
@@ -73,10 +78,11 @@ class TokenRows:
             call: arguments of the decoder's forward by name.
             sequences: what is known of the texts; a pass that starts some is noted there.
             outer_mask: 2-D attention mask of the module around the decoder, for a decoder that is given none.
+            idle: whether a pass may be told to be idle.
 
         Returns:
             int32 `[B, T]`, −1 where nothing is done; None where every token is acted on and rows are
-            spread evenly; `IDLE` where no token is.
+            spread evenly; `IDLE` where no token is, if `idle`.
 
         Raises:
             ValueError: a batch that does not fit the programs, or what was said of it.
@@ -95,7 +101,7 @@ class TokenRows:
             and past >= (sequences.columns or UNKNOWN)
         ):
             later = positions.after_prompt
-            if later is False:
+            if later is False and idle:
                 return IDLE
             everything = later is True
         if everything:

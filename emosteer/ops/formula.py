@@ -27,6 +27,7 @@ def steer(
     keep: Tensor | None = None,
     scale: float | Tensor = 1.0,
     gram: Tensor | None = None,
+    slot: Tensor | None = None,
     inverse: Tensor | None = None,
 ) -> Tensor:
     """`emosteer.ops.steer` for tracing: same formula, same arguments, nothing checked.
@@ -42,25 +43,27 @@ def steer(
         keep: bool, broadcast likewise: False for tokens that stay as they are whatever their row.
         scale: one unit of length.
         gram: float32 `[K, K]`, `directions @ directions.T`, for tables of several slots; computed if None.
-        inverse: `inverse_gram` of the rows, where it was computed before for several layers at once.
+        slot: `slots_of` the tokens, where it was looked up before for several layers at once.
+        inverse: `inverse_gram` of the rows' slots, where it was computed before, likewise.
 
     Returns:
-        like `x`. Differentiable in `x`, `directions` and the table's numbers.
+        like `x`. Differentiable in `x`, `directions` and the table's numbers. In float32 to about 1e-6 of a
+        row's length; where its directions take up the whole row (a rotation that ends at one, and what is
+        orthogonal to them keeps the norm) to the root of float32's rounding, 4e-4.
     """
     slots = table.direction.shape[1]
     exact = torch.float64 if x.dtype == torch.float64 else torch.float32
     z = x.to(exact)
     row = token_row.clamp(min=0).long()
-    here = token_row >= 0 if keep is None else keep & (token_row >= 0)
-    slot = table.direction[row]  # [..., S]
-    used = (slot >= 0) & here[..., None]
-    slot = slot.clamp(min=0).long()
+    slot = slots_of(table, token_row, keep) if slot is None else slot
+    used = slot >= 0
+    of = slot.clamp(min=0)
     strength, low, high, angle = (
         c[row].to(exact) for c in (table.strength, table.low, table.high, table.rotate)
     )
     form = table.preserve_norm[row]
     columns = range(slots)
-    v = [directions[slot[..., j]].to(exact) for j in columns]
+    v = [directions[of[..., j]].to(exact) for j in columns]
 
     square = (z * z).sum(-1)
     norm = root(square)
@@ -85,7 +88,9 @@ def steer(
     whole = torch.where(after > 0, norm / torch.where(after > 0, after, 1.0), 1.0)
 
     if slots > 1 and inverse is None:
-        inverse = inverse_gram(directions @ directions.T if gram is None else gram, table, token_row)
+        inverse = inverse_gram(
+            directions @ directions.T if gram is None else gram, slots_of(table, token_row)
+        )
     share, inside = [], []
     for j in columns:
         one = p[j] if inverse is None else _total([inverse[..., j, k].to(exact) * p[k] for k in columns])
@@ -96,8 +101,9 @@ def steer(
         outside = outside - share[j][..., None] * v[j]
         within = within + inside[j][..., None] * v[j]
     rest = root((outside * outside).sum(-1))
-    length = root((within * within).sum(-1))
-    room = root(square - length * length)
+    # A single direction is of unit length: nothing to sum.
+    length = inside[0].abs() if slots == 1 else root((within * within).sum(-1))
+    room = root((norm - length) * (norm + length))
     g = torch.where(rest > norm * 1e-6, room / torch.where(rest > 0, rest, 1.0), 0.0)
     shrink = torch.where(length > norm, norm / torch.where(length > 0, length, 1.0), 1.0)
 
@@ -111,8 +117,19 @@ def steer(
     return torch.where(changed[..., None], y.to(x.dtype), x)
 
 
-def inverse_gram(gram: Tensor, table: SteerTable, row: Tensor) -> Tensor:
-    """An inverse of the Gram matrix of each row's directions, `[..., *row.shape, S, S]` float64.
+def slots_of(table: SteerTable, token_row: Tensor, keep: Tensor | None = None) -> Tensor:
+    """int64 `[..., S]`: the direction in each slot of the rows that tokens take.
+
+    −1 for an empty slot; and for all slots of a token that stays as it is, by its row or by `keep`. (Without
+    `keep` the result is as small as `token_row`.)
+    """
+    slot = table.direction[token_row.clamp(min=0).long()]
+    here = token_row >= 0 if keep is None else keep & (token_row >= 0)
+    return torch.where(here[..., None], slot, -1).long()
+
+
+def inverse_gram(gram: Tensor, slot: Tensor) -> Tensor:
+    """An inverse of the Gram matrix of each row's directions, `[..., *slot.shape, S]` float64.
 
     Zero for empty slots and for directions in the span of those before them, so that `inverse @ p` are
     the shares of the row's directions in a vector with dot products `p`. Unrolled, so that it can be
@@ -120,12 +137,10 @@ def inverse_gram(gram: Tensor, table: SteerTable, row: Tensor) -> Tensor:
 
     Args:
         gram: `[..., K, K]`, the dot products of the directions, of one layer or of several.
-        table: whose `direction` names the slots.
-        row: rows of the table; −1 as any.
+        slot: as `slots_of` gives it.
     """
-    slots = table.direction.shape[1]
-    slot = table.direction[row.clamp(min=0).long()]
-    at = slot.clamp(min=0).long()
+    slots = slot.shape[-1]
+    at = slot.clamp(min=0)
     columns = range(slots)
     g = [[gram[..., at[..., i], at[..., j]].double() for j in columns] for i in columns]
     used = [(slot[..., i] >= 0).expand_as(g[0][0]) for i in columns]

@@ -22,6 +22,7 @@ def rounding():
     interpreter.mend()
 
 
+@pytest.mark.full
 def test_every_case_runs_and_its_sides_agree():
     """Both backends: Triton in its interpreter, the CUDA kernels in their host build."""
     with host.installed():

@@ -155,6 +155,7 @@ def test_the_committed_machine_code_is_whole():
     assert {r["spills"] for r in found} == {"0"}
 
 
+@pytest.mark.full
 def test_every_variant_by_the_command(tmp_path, monkeypatch):
     pytest.importorskip("triton")
     from emosteer.cli import app

@@ -105,9 +105,10 @@ def in_float32(target):
     """The built-in model's file with every tensor dequantised."""
     import gguf
 
-    from emosteer.models.loading import _builtin_file
+    from emosteer.models.builtin import builtin
 
-    reader = gguf.GGUFReader(_builtin_file()[0])
+    with builtin("smollm2").whole() as path:
+        reader = gguf.GGUFReader(path)
     writer = gguf.GGUFWriter(target, reader.get_field("general.architecture").contents())
     for name, field in reader.fields.items():
         if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):

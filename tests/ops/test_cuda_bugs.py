@@ -55,6 +55,7 @@ def test_planted(bug):
     assert symptom in done.stderr
 
 
+@pytest.mark.full
 def test_any_order_of_threads_gives_the_same_bits():
     """By index, from the last, and at random."""
     found = [run(build.built(), order=order) for order in (0, 1, 2)]

@@ -86,6 +86,7 @@ def test_steering_again_and_again_recompiles_a_bounded_number_of_times(model, ba
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_inductor(model, bank):
     """The default compiler, with a mask, left padding and positions."""
     ids, mask = padded([[5, 6, 7, 8], [9, 10]])

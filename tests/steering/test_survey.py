@@ -50,6 +50,7 @@ def test_the_committed_table_has_no_wrong_one():
     assert sum(row.verdict == "right" for row in rows) >= 100
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_every_architecture_is_right_or_says_why():
     wrong = [row for row in survey(architectures()) if row.verdict == "wrong"]

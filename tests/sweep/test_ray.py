@@ -187,6 +187,7 @@ def test_wrong_arguments(tmp_path, wrong, error):
 COMMAND = [sys.executable, "-c", "from emosteer.cli import main; main()", "sweep"]
 
 
+@pytest.mark.full
 def test_the_commands(cluster, tmp_path):
     """`run` reaches the cluster at its address, `resume` goes on there: the rows of the local engine."""
     one = victim.sweep()

@@ -6,11 +6,12 @@ import torch
 import emosteer as es
 
 from ..conftest import random_bank
+from .cuda_code import cuda_code, launches
 from .test_neighbours import logits
 
 
 def calls(model, program=None, slots=1):
-    """Calls in Inductor's output for one pass."""
+    """Calls in Inductor's output for one pass, which gives what eager code gives."""
     from contextlib import nullcontext
 
     from torch._inductor.utils import run_and_get_code
@@ -20,7 +21,8 @@ def calls(model, program=None, slots=1):
     if program is not None:
         steering = es.steer(model, random_bank(model), program, layers="all", slots=slots)
     with steering:
-        _, code = run_and_get_code(logits, torch.compile(model, dynamic=False, fullgraph=True))
+        got, code = run_and_get_code(logits, torch.compile(model, dynamic=False, fullgraph=True))
+        torch.testing.assert_close(got, logits(model), rtol=1e-4, atol=1e-4)
     body = code[-1][code[-1].index("def call(") :]
     starts = ("cpp_fused", "extern_kernels.", "torch.ops.", "aten.")
     return sum(line.strip().startswith(starts) for line in body.splitlines())
@@ -43,8 +45,31 @@ def test_no_kernel_is_added_to_a_layer(tiny_llama):
 
 @pytest.mark.full
 def test_no_kernel_is_added_to_a_layer_of_several_slots(tiny_llama):
-    """Four slots, the norm kept, with bounds: two layers more add what they add unsteered."""
+    """The norm kept, with bounds: two layers more add what they add unsteered."""
     model, program = tiny_llama[0], es.add("calm", 0.3) + es.cap("angry", 0.0)
-    deep = calls(model, program, slots=4) - calls(model)
-    shallow = calls(cut(model, 2), program, slots=4) - calls(cut(model, 2))
-    assert deep - shallow < 2, (shallow, deep)  # one call a layer would be two
+    added = [calls(cut(model, depth), program, slots=2) - calls(cut(model, depth)) for depth in (3, 1)]
+    assert added[0] - added[1] < 2, added  # one a layer would be two
+
+
+@pytest.mark.full
+@pytest.mark.skipif(torch.cuda.is_available(), reason="lowers for a GPU that is not there")
+@pytest.mark.parametrize(("slots", "tokens", "a_pass"), [(1, 16, 5), (4, 1, 9)])
+def test_no_launch_is_added_to_a_layer_on_a_gpu(tiny_llama, slots, tokens, a_pass):
+    """Lowered for CUDA: a pass makes a few launches more, a layer none."""
+    model = tiny_llama[0]
+    model.config._attn_implementation = "eager"
+    ids = torch.randint(5, 250, (4, tokens))
+    program = es.add("calm", 0.3) if slots == 1 else es.add("calm", 0.3) + es.cap("angry", 0.0)
+
+    def count():
+        return launches(cuda_code(model, lambda call: call(input_ids=ids, use_cache=False).logits))
+
+    added = {}
+    for depth in (3, 1):
+        cut(model, depth)
+        unsteered = count()
+        assert unsteered > 10 * depth
+        with es.steer(model, random_bank(model), program, layers="all", slots=slots):
+            added[depth] = count() - unsteered
+    assert added[3] - added[1] < 2, added  # one a layer would be two
+    assert max(added.values()) <= a_pass, added
