@@ -3,7 +3,7 @@
 `emosteer._cpu` needs a C++17 compiler. `emosteer._cuda` is built as well where nvcc is found;
 EMOSTEER_CUDA=0 leaves it out and EMOSTEER_CUDA=1 insists on it. EMOSTEER_BUILD=0 compiles nothing, for an
 editable installation whose modules lie in the tree already or are built in a step of their own. EMOSTEER_WERROR=1
-makes an error of every warning.
+makes an error of every warning, as continuous integration does.
 """
 
 import os
