@@ -2,7 +2,8 @@
 
 `emosteer._cpu` needs a C++17 compiler. `emosteer._cuda` is built as well where nvcc is found;
 EMOSTEER_CUDA=0 leaves it out and EMOSTEER_CUDA=1 insists on it. EMOSTEER_BUILD=0 compiles nothing, for an
-editable installation whose modules lie in the tree already or are built in a step of their own.
+editable installation whose modules lie in the tree already or are built in a step of their own. EMOSTEER_WERROR=1
+makes an error of every warning, as continuous integration does.
 """
 
 import os
@@ -31,6 +32,8 @@ or point the environment variable CXX at yours.
 # The row kernels are compiled once for each; the fastest one that the machine has is chosen at import.
 AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
+# GCC 12 warns of its own AVX-512 header, whose "undefined" values are meant; baseline and AVX2 keep the warnings.
+AVX512 += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 X86_ISAS = {"avx2": AVX2, "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
 COMMON = [
     "-std=c++17",
@@ -38,9 +41,14 @@ COMMON = [
     "-fopenmp",
     "-fno-math-errno",
     "-fno-trapping-math",
+    "-Wall",
+    "-Wextra",
     "-Wno-psabi",
     "-fvisibility=hidden",
 ]
+STRICT = os.environ.get("EMOSTEER_WERROR") == "1"
+if STRICT:
+    COMMON.append("-Werror")
 ROW_HEADERS = [f"csrc/cpu/{name}.hpp" for name in ("rows", "solve", "lanes", "row_loops", "steer_row")]
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
@@ -119,12 +127,14 @@ class BuildExt(build_ext):
         ]
         command += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures[:-1]]
         command += ["-gencode=arch=compute_{0},code=[sm_{0},compute_{0}]".format(architectures[-1])]
-        command += ["--cudart=static", "--compiler-options=-fPIC,-fvisibility=hidden"]
+        command += ["--cudart=static", "--compiler-options=-fPIC,-fvisibility=hidden,-Wall"]
+        command += ["--Werror=all-warnings"] if STRICT else []
         command += [
             "--linker-options=--exclude-libs,ALL,--strip-all",
             f"--compiler-bindir={os.environ['CXX'].split()[-1]}",
         ]
         command += [f"-I{folder}" for folder in [*ext.include_dirs, *self.include_dirs]]
+        command += ext.extra_compile_args
         done = subprocess.run([*command, *ext.sources, "-o", str(target)], capture_output=True, text=True)
         if done.returncode:
             raise CompileError(f"{nvcc} failed:\n{done.stderr[-3000:]}")
@@ -150,7 +160,8 @@ def cuda_module() -> list[Extension]:
         Extension(
             "emosteer._cuda",
             ["csrc/cuda/launch.cu", "csrc/cuda/bindings.cpp"],
-            include_dirs=["kernels/cuda", "csrc/cuda", pybind11.get_include()],
+            include_dirs=["kernels/cuda", "csrc/cuda"],
+            extra_compile_args=["-isystem", pybind11.get_include()],
             depends=[str(path) for path in (*ROOT.glob("kernels/cuda/*"), ROOT / "csrc/cuda/launch.hpp")],
             optional=wish
             != "1",  # a toolkit that does not fit the compiler must not keep the rest from building
@@ -165,10 +176,10 @@ def cpu_module() -> Extension:
     return Extension(
         "emosteer._cpu",
         ["csrc/cpu/bindings.cpp", "csrc/cpu/dispatch.cpp", "csrc/cpu/solve.cpp"],
-        include_dirs=["csrc/cpu", pybind11.get_include()],
+        include_dirs=["csrc/cpu"],
         depends=[*ROW_HEADERS, "csrc/cpu/rows.cpp"],
         define_macros=[("EMOSTEER_X86", "1")] if X86 else [],
-        extra_compile_args=COMMON,
+        extra_compile_args=[*COMMON, "-isystem", pybind11.get_include()],
         extra_link_args=["-fopenmp"],
         language="c++",
     )

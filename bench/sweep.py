@@ -32,8 +32,7 @@ import emosteer as es
 from emosteer.models.blocks import find_decoder
 from emosteer.models.scoring import padded
 from emosteer.sweep import Generation, Plan, Runner, Work
-from emosteer.sweep.arms import arms_of
-from emosteer.sweep.plan import prompts_of
+from emosteer.sweep.plan import arms_of, prompts_of
 
 LAYER, STRENGTHS, CHOICES = 20, (0.05, 0.1, 0.2), (" A", " B")
 PROMPTS = (

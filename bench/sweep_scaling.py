@@ -30,10 +30,9 @@ from sweep import CHOICES, LAYER, PROMPTS, STRENGTHS
 
 import emosteer as es
 from emosteer.sweep import Generation, Plan, Row, Runner, Store
-from emosteer.sweep.arms import arms_of
-from emosteer.sweep.plan import prompts_of
-from emosteer.sweep.ray_engine.tasks import Tasks
-from emosteer.sweep.runner.work import remaining
+from emosteer.sweep.engines.ray.tasks import Tasks
+from emosteer.sweep.engines.work import remaining
+from emosteer.sweep.plan import arms_of, prompts_of
 from emosteer.sweep.store import Done
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
@@ -243,7 +242,7 @@ def draw(path: Path) -> Path:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
-    from emosteer.sweep.ray_engine.cluster import connected
+    from emosteer.sweep.engines.ray.cluster import connected
 
     torch.set_num_threads(1)
     model, tok = es.load("smollm2")

@@ -11,7 +11,8 @@ from emosteer.models.blocks import find_decoder, resolve_layers
 from emosteer.steering import CALIBRATION, calibration_key
 
 from .grid import Grid
-from .result import Calibration, Measurement
+from .measured import Measurement
+from .result import Calibration
 
 __all__ = ["Calibration", "Measurement", "calibrate"]
 

@@ -18,7 +18,7 @@ from emosteer.ops import project
 from emosteer.programs import Program, add
 from emosteer.steering import steer
 
-from .result import RANDOM, UNSTEERED, Measurement
+from .measured import RANDOM, UNSTEERED, Measurement
 
 Tokens = list[int]
 

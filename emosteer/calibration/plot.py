@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .result import UNSTEERED, span
-
-if TYPE_CHECKING:
-    from .result import Calibration
+from .measured import UNSTEERED, Measurements, span
 
 
-def draw(calibration: Calibration, path: Any = None) -> Any:
+def draw(found: Measurements, path: Any = None) -> Any:
     """A matplotlib figure, one row a concept and set of layers; written to `path` if given."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError('plots need matplotlib: pip install "emosteer[demo]"') from None
 
-    panels = list(dict.fromkeys((m.concept, m.layers) for m in calibration.measurements))
+    panels = list(dict.fromkeys((m.concept, m.layers) for m in found.measurements))
     figure = Figure(figsize=(11, 3.4 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 3, squeeze=False)
     for row, (concept, layers) in zip(axes, panels):
-        here = [m for m in calibration.measurements if (m.concept, m.layers) == (concept, layers)]
+        here = [m for m in found.measurements if (m.concept, m.layers) == (concept, layers)]
         plain = next(m for m in here if m.direction == UNSTEERED)
-        best = calibration.strongest(concept, layers)
+        best = found.strongest(concept, layers)
         for axis, value, title in zip(
             row,
             ("log_probability", "projection", "perplexity"),
@@ -40,10 +37,7 @@ def draw(calibration: Calibration, path: Any = None) -> Any:
             if value == "perplexity":
                 axis.set_yscale("log")
                 axis.axhline(
-                    calibration.max_perplexity * plain.perplexity,
-                    color="C3",
-                    linewidth=0.8,
-                    label="coherent below",
+                    found.max_perplexity * plain.perplexity, color="C3", linewidth=0.8, label="coherent below"
                 )
             if best is not None:
                 axis.axvline(best.strength, color="C2", linewidth=0.8, label=f"strongest: {best.strength:g}")

@@ -38,9 +38,9 @@ def lm_eval(
     if out is not None and out.suffix not in (".csv", ".json"):
         raise ValueError(f"--out must end in .csv or .json, got {str(out)!r}")
     import emosteer as es
-    from emosteer.sweep.arms import RANDOM, UNSTEERED, arms_of, with_controls
-    from emosteer.sweep.lm_eval import SteeredLM, evaluate
-    from emosteer.sweep.lm_eval.table import grid
+    from emosteer.harnesses.lm_eval import SteeredLM, evaluate
+    from emosteer.harnesses.lm_eval.table import grid
+    from emosteer.sweep.plan import RANDOM, UNSTEERED, arms_of, with_controls
 
     programs = [es.ablate(name) for name in ablate]
     for kind, options in (("add", add), ("cap", cap), ("floor", floor), ("hold", hold)):

@@ -93,7 +93,7 @@ def resume(
     vllm: list[str] = VLLM,
 ) -> None:
     """Go on with the sweep of a folder, as its manifest defines it."""
-    from emosteer.sweep.manifest import resumed
+    from emosteer.sweep import Sweep
 
     with _said():
         options = _of_ray(
@@ -106,7 +106,7 @@ def resume(
             units_per_task,
             in_flight,
         ) | _of_vllm(engine, vllm)
-        sweep = resumed(folder)
+        sweep = Sweep.resumed(folder)
         _state(sweep.run(folder, engine, retry_failed=retry_failed, progress=not quiet, **options))
 
 

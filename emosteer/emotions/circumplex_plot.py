@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-if TYPE_CHECKING:
-    from .circumplex import Circumplex
+from .plane import Plane
 
 
-def draw(found: Circumplex, path: Any = None, *, labels: int = 120) -> Any:
+def draw(found: Plane, path: Any = None, *, labels: int = 120) -> Any:
     """Concepts in the plane of valence and arousal, coloured by human valence where it is known.
 
     Args:

@@ -15,7 +15,8 @@ from emosteer.models.chat import Span, rendered
 from emosteer.ops import project
 from emosteer.zscores import ZScores
 
-from .result import UNITS, Reading
+from .result import Reading
+from .scores import UNITS
 
 __all__ = ["Reading", "Span", "read"]
 

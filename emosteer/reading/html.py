@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import json
 from importlib.resources import files
-from typing import TYPE_CHECKING
 
 from emosteer._version import __version__
 
+from .scores import UNITS, Scores
 from .terminal import BLUE, RED
 
-if TYPE_CHECKING:
-    from .result import Reading
 
-
-def page(reading: Reading) -> str:
+def page(reading: Scores) -> str:
     """The page of `page.html` with the reading's numbers in it, to three digits after the point."""
-    from .result import UNITS
-
     order = [name for name, _ in reading.top(len(reading.names))]
     column = [reading.names.index(name) for name in order]
     content = {

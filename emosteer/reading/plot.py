@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-if TYPE_CHECKING:
-    from .result import Reading
+from .scores import UNITS, Scores
 
 
-def draw(reading: Reading, concepts: Sequence[str], path: Any = None) -> Any:
+def draw(reading: Scores, concepts: Sequence[str], path: Any = None) -> Any:
     """A matplotlib figure; written to `path` if given."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError('plots need matplotlib: pip install "emosteer[demo]"') from None
-    from .result import UNITS
-
     counted = reading.counted()
     scores = torch.full((len(concepts), len(reading.tokens)), torch.nan)  # what does not count stays blank
     scores[:, counted] = torch.stack([reading.of(name)[counted] for name in concepts])

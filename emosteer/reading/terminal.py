@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from .result import Reading
+from .scores import Scores
 
 # Blue for below the corpus' mean, red for above, as on the page and in the plot.
 BLUE, WHITE, RED = (69, 117, 180), (247, 247, 247), (215, 48, 39)
 
 
-def table(reading: Reading, n: int) -> Any:
+def table(reading: Scores, n: int) -> Any:
     """A rich table, a line a concept."""
     from rich.box import SIMPLE
     from rich.table import Table
@@ -37,7 +36,7 @@ def table(reading: Reading, n: int) -> Any:
     return out
 
 
-def heatmap(reading: Reading, concepts: Sequence[str]) -> Any:
+def heatmap(reading: Scores, concepts: Sequence[str]) -> Any:
     """The text once a concept, blue below and red above, with its scale."""
     from rich.console import Group
     from rich.text import Text

@@ -15,7 +15,7 @@ from emosteer.models.patching import first_tensor
 from emosteer.models.streams import output_of
 from emosteer.steering import steer
 
-from . import KINDS, Row
+from .row import KINDS, Row
 from .tiny import tiny_config
 
 RIGHT = 1e-4

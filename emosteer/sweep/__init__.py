@@ -3,8 +3,8 @@
     metrics = [es.metrics.choices([" A", " B"])]
     es.Sweep("smollm2", bank=bank, prompts=[…], strengths=(0.05, 0.1), metrics=metrics).run("out")
 
-A sweep's definition makes a `Plan`, which streams units; a `Runner` turns units into rows; a `Store`
-keeps rows in a folder and says which are done. An engine connects the three.
+What is asked is in `definition` (as a whole) and `plan` (unit by unit), where it runs in `engines`, what is
+kept in `store`, what is made of it in `metrics` and `report`; `sweep` connects them.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from importlib import import_module
 # Imported where they are first used: plan, runner and metrics need no pyarrow, the store does.
 _EXPORTS = {
     "FolderError": "store",
-    "Generation": "generation",
+    "Generation": "plan",
     "Plan": "plan",
     "Prompt": "plan",
-    "Row": "row",
-    "Runner": "runner",
+    "Row": "metrics.row",
+    "Runner": "engines.local",
     "Store": "store",
     "Sweep": "sweep",
     "Unit": "plan",
-    "Work": "runner",
+    "Work": "engines.work",
 }
 
 __all__ = [*_EXPORTS, "metrics"]

@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .report import Report
 from .store import Store
 from .store.rows import FAILED
-
-if TYPE_CHECKING:
-    from .report import Report
 
 
 @dataclass(frozen=True)
@@ -23,8 +21,8 @@ class Status:
 
     Attributes:
         units: of the definition.
-        done: units that have all of their rows.
-        rows, failed: rows of the present definition, and how many of them failed.
+        done: units that have all of their results.
+        rows, failed: results of the present definition, and how many of them failed.
         reasons: the most frequent reasons of failures, with their counts.
         set_aside: files that were no whole parts.
     """
@@ -45,11 +43,11 @@ class Opened:
         self.manifest: dict[str, Any] = store.manifest()
 
     def table(self, *, everything: bool = False) -> pa.Table:
-        """A pyarrow table, one row a unit and metric; see `Store.table`."""
+        """A pyarrow table, one result a unit and metric; see `Store.table`."""
         return self.store.table(everything=everything)
 
     def status(self) -> Status:
-        """Counts of the rows that are on disk now."""
+        """Counts of the results that are on disk now."""
         table = self.table()
         wanted = len(self.manifest["metrics"])
         per_unit = table.group_by("unit", use_threads=False).aggregate([("metric_id", "count")])[
@@ -74,8 +72,8 @@ class Opened:
     def summary(self) -> pa.Table:
         """Mean, standard error and count of each metric's value by control, concept, strength and place.
 
-        The dose–response table: one row a metric, control, concept, strength, layers and positions.
-        Failed rows and values that are not numbers do not count.
+        The dose–response table: one line a metric, control, concept, strength, layers and positions.
+        Failed results and values that are not numbers do not count.
         """
         table = self.table()
         layers = [",".join(map(str, row)) for row in table["layers"].to_pylist()]
@@ -116,9 +114,15 @@ class Opened:
         Raises:
             ValueError: draws or level out of range.
         """
-        from .report import report
-
-        found = report(self, draws=draws, seed=seed, level=level)
+        found = Report.of(
+            self.table(),
+            self.manifest,
+            str(self.store),
+            self.status().done,
+            draws=draws,
+            seed=seed,
+            level=level,
+        )
         if path is not None:
             found.write(path)
         return found

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emosteer.bank import Bank
-from emosteer.models.blocks import find_decoder, resolve_layers
-from emosteer.programs import Program
+from emosteer.models.blocks import find_decoder
 
-from . import metrics as kinds
-from .arms import CONTROLS, arms_of, with_controls
-from .definition import keywords, read_yaml
-from .engines import engine as engine_of
-from .entries import DefinitionError
-from .generation import Generation
-from .identity import model_id, positions_label, positions_of
-from .manifest import bank_bytes, manifest_of
-from .metrics import Metric
+from .definition import Definition, DefinitionError
+from .definition.manifest import bank_bytes, keywords_of, manifest_of
+from .definition.yaml_file import keywords, read_yaml
+from .engines.local import Runner
+from .engines.named import engine as engine_of
+from .engines.progress import SweepProgress
+from .engines.work import remaining
+from .metrics.reading import ready_metrics
 from .opened import Opened
-from .plan import Plan, prompts_of
-from .progress import SweepProgress
-from .runner import Runner
-from .runner.run import ready_metrics
-from .runner.work import remaining
 from .store import Store
 
 
-class Sweep:
+class Sweep(Definition):
     """concepts × strengths × prompts × seeds × positions × layer sets, measured into a folder.
 
         sweep = es.Sweep("smollm2", bank=bank, prompts=["I feel"], strengths=(0.05, 0.1),
@@ -38,7 +28,7 @@ class Sweep:
         table = sweep.run("out").table()
 
     The grid is streamed, never held. Each unit is hashed from what determines it, each metric apart:
-    running into a folder that has rows goes on from there, and a changed metric runs no unit again whose
+    running into a folder that has results goes on from there, and a changed metric runs no unit again whose
     text is kept.
 
     Args:
@@ -68,59 +58,6 @@ class Sweep:
         TypeError, ValueError: names the argument.
     """
 
-    def __init__(
-        self,
-        model: Any = "smollm2",
-        *,
-        bank: Bank | str | os.PathLike[str],
-        prompts: Iterable[Any],
-        metrics: Sequence[Metric],
-        programs: Iterable[str | Program] | str | None = None,
-        strengths: Sequence[float] = (),
-        seeds: Sequence[int] = (0,),
-        positions: Any = "all",
-        layers: Any = "middle",
-        generation: Generation | Mapping[str, Any] | None = None,
-        controls: Sequence[str] = CONTROLS,
-        random_directions: int = 4,
-        control_seed: int = 0,
-        exclude: Sequence[Mapping[str, Any]] = (),
-        where: Callable[[dict[str, Any]], bool] | None = None,
-        relative: bool = False,
-        tok: Any = None,
-        revision: str | None = None,
-        dtype: Any = None,
-        device: str = "cpu",
-        batch_tokens: int | None = None,
-        batch_rows: int | None = None,
-    ) -> None:
-        if not isinstance(model, (str, os.PathLike)) and tok is None:
-            raise TypeError("tok is missing: a model that is no name needs its tokenizer, tok=…")
-        self.model, self.tok = model, tok
-        self.name = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
-        self.bank = bank if isinstance(bank, Bank) else Bank.load(bank)
-        self.prompts = list(prompts)
-        self.programs = (
-            programs if programs is None or isinstance(programs, (str, Program)) else list(programs)
-        )
-        self.strengths = _numbers("strengths", strengths)
-        self.seeds = _numbers("seeds", seeds, whole=True)
-        self.positions = tuple(positions) if isinstance(positions, (list, tuple)) else (positions,)
-        self.position_labels = tuple(positions_label(p) for p in self.positions)
-        for label in self.position_labels:
-            positions_of(label)
-        self.layers = list(layers) if isinstance(layers, list) else [layers]
-        self.generation = (
-            generation if isinstance(generation, Generation) else Generation(**(generation or {}))
-        )
-        self.metrics = _metrics(metrics)
-        self.controls, self.random_directions = tuple(controls), random_directions
-        self.control_seed, self.exclude, self.where = control_seed, tuple(exclude), where
-        self.relative, self.revision, self.dtype, self.device = relative, revision, dtype, device
-        self.batch_tokens, self.batch_rows = batch_tokens, batch_rows
-        arms = arms_of(self.bank, self.programs, self.strengths)
-        self._bank, self.arms = with_controls(self.bank, arms, self.controls, random_directions, control_seed)
-
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str]) -> Sweep:
         """The sweep that a YAML file defines; its keys are this class's arguments.
@@ -135,6 +72,21 @@ class Sweep:
         except DefinitionError as error:
             raise DefinitionError(f"{file}: {error}") from None
 
+    @classmethod
+    def resumed(cls, folder: str | os.PathLike[str], *, model: Any = None, tok: Any = None) -> Sweep:
+        """The sweep that a folder's manifest defines, to be run on.
+
+        Args:
+            folder: of the sweep.
+            model, tok: where the sweep was given a model as an object.
+
+        Raises:
+            FileNotFoundError: no folder of a sweep.
+            ValueError: the sweep has parts that only the program which made it can give.
+        """
+        found = keywords_of(Store(folder), folder, with_model=model is not None)
+        return cls(**(found if model is None else {**found, "model": model, "tok": tok}))
+
     @staticmethod
     def open(folder: str | os.PathLike[str]) -> Opened:
         """The results in a folder: `.table()`, `.status()`, `.summary()`.
@@ -143,36 +95,6 @@ class Sweep:
             FileNotFoundError: no folder of a sweep.
         """
         return Opened(Store(folder))
-
-    def load(self) -> tuple[Any, Any]:
-        """The model and its tokenizer; loaded at the first call."""
-        if self.tok is None:
-            import torch
-
-            from emosteer.models.loading import load
-
-            dtype = getattr(torch, self.dtype, None) if isinstance(self.dtype, str) else self.dtype
-            self.model, self.tok = load(
-                self.model, dtype=dtype or torch.float32, device=self.device, revision=self.revision
-            )
-        return self.model, self.tok
-
-    def plan(self) -> Plan:
-        """The units of the sweep, as a stream."""
-        model, tok = self.load()
-        depth = find_decoder(model).depth
-        return Plan(
-            model_id(model, tok),
-            self._bank,
-            prompts_of(tok, self.prompts),
-            self.arms,
-            seeds=self.seeds,
-            positions=self.positions,
-            layers=[_layers(one, depth, self.bank) for one in self.layers],
-            exclude=self.exclude,
-            where=self.where,
-            relative=self.relative,
-        )
 
     def runner(self) -> Runner:
         """What runs the sweep's units."""
@@ -202,10 +124,10 @@ class Sweep:
         Args:
             folder: local path or fsspec URL; new, empty, or of a sweep.
             engine: "local", "ray" for the workers of a Ray cluster, or "vllm" for vLLM's own batches.
-            retry_failed: run rows again that failed before.
+            retry_failed: run results again that failed before.
             progress: show units done, units a second, time left and failures.
             flush_seconds: between two parts; None: 2 s at first, up to a minute in long runs.
-            options: of the engine; those of "ray" are listed at `ray_engine.run_ray`: num_workers,
+            options: of the engine; those of "ray" are listed at `engines.ray.driver.run_ray`: num_workers,
                 cpus_per_worker, gpus_per_worker, resources, address and more; those of "vllm" are
                 arguments of `vllm.EngineArgs`: tensor_parallel_size, max_model_len and more.
 
@@ -234,43 +156,5 @@ class Sweep:
             text_id = next((m.id(self.generation) for m in metrics if m.kind == "text"), None)
             with SweepProgress(total, show=progress) as bar:
                 works = remaining(plan, metrics, self.generation, done, text_id, skipped=bar.skipped)
-                if engine != "local":  # its workers load the model themselves
-                    options["sweep"] = self
-                carry_out(runner, works, store, bar, flush_seconds=flush_seconds, **options)
+                carry_out(runner, works, store, bar, flush_seconds=flush_seconds, sweep=self, **options)
         return Opened(store)
-
-
-def _numbers(name: str, given: Any, *, whole: bool = False) -> tuple[Any, ...]:
-    found = (given,) if isinstance(given, (int, float)) else tuple(given)
-    for number, value in enumerate(found):
-        right = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-        if not right or not math.isfinite(value):
-            what = "an integer" if whole else "a finite number"
-            raise TypeError(f"{name}[{number}] must be {what}, got {value!r}")
-    if len(set(found)) < len(found):
-        raise ValueError(f"{name} has a value twice: {list(found)}")
-    return found
-
-
-def _metrics(given: Sequence[Metric]) -> tuple[Metric, ...]:
-    found = (given,) if isinstance(given, Metric) else tuple(given)
-    for number, metric in enumerate(found):
-        if not isinstance(metric, Metric):
-            raise TypeError(f"metrics[{number}] must be one of es.metrics, got {type(metric).__name__}")
-    if not found:
-        raise ValueError("metrics is empty; give at least one of es.metrics")
-    if any(m.needs_text for m in found) and not any(m.kind == "text" for m in found):
-        found = (kinds.text(), *found)
-    names = [m.name for m in found]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise ValueError(f"two metrics are called {twice[0]!r}; give one another name=…")
-    return found
-
-
-def _layers(given: Any, depth: int, bank: Bank) -> tuple[int, ...]:
-    wanted = resolve_layers(given, depth)
-    missing = [layer for layer in wanted if layer not in bank.layers]
-    if missing and (not isinstance(given, str) or len(missing) == len(wanted)):
-        raise ValueError(f"layers {missing} are not in the bank, which has {list(bank.layers)}")
-    return tuple(layer for layer in wanted if layer in bank.layers)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import emosteer as es
-from emosteer.sweep.definition import keywords, read_yaml
+from emosteer.sweep.definition.yaml_file import keywords, read_yaml
 
 HERE = Path(__file__).parent
 BEHAVIOURS = ("leverage", "reward_hacking", "sycophancy")

@@ -3,15 +3,15 @@
 import torch
 
 import emosteer as es
-from emosteer.sweep.identity import positions_of
-from emosteer.sweep.runner import Work
+from emosteer.sweep import Work
+from emosteer.sweep.plan.identity import positions_of
 from tests.steering.conftest import streams
 
 
 def works(sweep):
     """Everything that a sweep has to do, and its runner."""
     from emosteer.models.blocks import find_decoder
-    from emosteer.sweep.runner.run import ready_metrics
+    from emosteer.sweep.metrics.reading import ready_metrics
 
     plan, runner = sweep.plan(), sweep.runner()
     metrics = ready_metrics(sweep.metrics, sweep.bank, find_decoder(sweep.model).depth)

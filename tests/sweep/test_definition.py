@@ -10,9 +10,8 @@ from typer.testing import CliRunner
 
 import emosteer as es
 from emosteer.cli import app, main
-from emosteer.sweep.entries import program_definition, program_of
-from emosteer.sweep.manifest import resumed
-from emosteer.sweep.progress import SweepProgress
+from emosteer.sweep.definition.entries import program_definition, program_of
+from emosteer.sweep.engines.progress import SweepProgress
 
 m = es.metrics
 
@@ -186,8 +185,8 @@ def test_manifest_reads_back(sweep, tmp_path, model, tok):
     with pytest.raises(
         ValueError, match="cannot be resumed from its manifest alone .model: given as an object"
     ):
-        resumed(tmp_path / "a")
-    again = resumed(tmp_path / "a", model=model, tok=tok)
+        es.Sweep.resumed(tmp_path / "a")
+    again = es.Sweep.resumed(tmp_path / "a", model=model, tok=tok)
     assert [u.id for u in again.plan()] == [u.id for u in one.plan()]
     assert [x.fingerprint for x in again.metrics] == [x.fingerprint for x in one.metrics]
     parts = sorted((tmp_path / "a").glob("part-*"))
@@ -198,7 +197,7 @@ def test_manifest_reads_back(sweep, tmp_path, model, tok):
 def test_python_judges_cannot_be_resumed(sweep, tmp_path, model, tok):
     sweep(metrics=[m.judge(lambda text: 1, version="1", name="mine")]).run(tmp_path / "a", progress=False)
     with pytest.raises(ValueError, match="the judge 'mine' is a function of a program"):
-        resumed(tmp_path / "a", model=model, tok=tok)
+        es.Sweep.resumed(tmp_path / "a", model=model, tok=tok)
 
 
 def test_engines_that_are_not_there(sweep, tmp_path):

@@ -73,7 +73,7 @@ def test_many_lengths_few_rows(sweep):
 
 
 def test_windows_follow_one_another(sweep, monkeypatch):
-    from emosteer.sweep.runner import run
+    from emosteer.sweep.engines.local import run
 
     one = sweep(metrics=METRICS, layers=[[1, 2], 3], positions=["all", "generated"])
     works, runner = alone.works(one)

@@ -7,9 +7,9 @@ import torch
 
 import emosteer as es
 from emosteer.sweep import Generation
+from emosteer.sweep.engines.work import Work, rows_of
 from emosteer.sweep.metrics import Seen
 from emosteer.sweep.plan import Arm, Prompt, Unit
-from emosteer.sweep.runner.work import Work, rows_of
 
 m = es.metrics
 UNIT = Unit(

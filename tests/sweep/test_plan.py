@@ -8,9 +8,8 @@ import pytest
 import torch
 
 import emosteer as es
-from emosteer.sweep.arms import arms_of, with_controls
-from emosteer.sweep.identity import positions_label, positions_of
-from emosteer.sweep.plan import Plan, Prompt
+from emosteer.sweep.plan import Plan, Prompt, arms_of, with_controls
+from emosteer.sweep.plan.identity import positions_label, positions_of
 
 
 def test_every_combination_once(sweep):

@@ -149,7 +149,7 @@ def test_a_unit_that_kills_its_worker_is_given_up(cluster, tmp_path):
 
 def test_what_a_lost_worker_had_written(tmp_path):
     """Its parts count, those of a worker whose number begins alike do not."""
-    from emosteer.sweep.ray_engine.driver import written_by
+    from emosteer.sweep.engines.ray.driver import written_by
 
     units = list(sweep().plan())[:3]
     store = Store(tmp_path)
@@ -266,7 +266,7 @@ def test_wrong_options(tmp_path, monkeypatch, capsys, given, error):
 )
 def test_no_cluster_at_an_address(monkeypatch, address, kind, error):
     """Said at once; Ray itself tries for minutes and then leaves the process."""
-    from emosteer.sweep.ray_engine.cluster import connected
+    from emosteer.sweep.engines.ray.cluster import connected
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with pytest.raises(kind, match=error), connected(address):
@@ -287,7 +287,7 @@ def test_a_worker_that_cannot_begin(cluster, tmp_path):
 
 
 def test_tasks_follow_the_speed():
-    from emosteer.sweep.ray_engine.tasks import FIRST, Tasks
+    from emosteer.sweep.engines.ray.tasks import FIRST, Tasks
 
     tasks = Tasks(iter(range(10**6)), 10**6, 10)
     assert len(tasks.next().works) == FIRST

@@ -12,8 +12,7 @@ from typer.testing import CliRunner
 
 import emosteer as es
 from emosteer.sweep import Row, Store
-from emosteer.sweep.arms import arms_of, with_controls
-from emosteer.sweep.plan import Plan, Prompt
+from emosteer.sweep.plan import Plan, Prompt, arms_of, with_controls
 from emosteer.sweep.report.bootstrap import Bootstrap, expanded_tail, t_quantile
 from emosteer.sweep.report.curves import panels
 from emosteer.sweep.store.rows import table_of

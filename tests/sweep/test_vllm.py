@@ -141,7 +141,7 @@ def test_two_processes_with_half_a_model_each(tmp_path, monkeypatch):
 
 
 def test_a_killed_engine_loses_nothing_that_was_reported(sweep, tmp_path, monkeypatch):
-    from emosteer.sweep.vllm_engine.server import Server
+    from emosteer.sweep.engines.vllm.server import Server
 
     before = Server.answers
     heard = []
@@ -167,7 +167,7 @@ def test_a_killed_engine_loses_nothing_that_was_reported(sweep, tmp_path, monkey
 
 def test_a_stream_that_is_not_the_models_is_noticed(sweep, tmp_path, monkeypatch):
     """What a model would do whose blocks hand something else along: here the bank of vLLM's workers is another."""
-    from emosteer.sweep.vllm_engine import server
+    from emosteer.sweep.engines.vllm import server
 
     turned = {layer: -v for layer, v in random_bank(es.load("smollm2")[0]).directions.items()}
 

@@ -1,7 +1,7 @@
 """What a sweep measures of each unit: `es.metrics.choices(["A", "B"])` and the like.
 
 Every metric gives a headline `value` and may give several named `values`; a metric that throws marks
-its row as failed with the reason, and the sweep goes on.
+its result as failed with the reason, and the sweep goes on.
 """
 
 from .base import Measured, Metric, Seen

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..identity import digest
-from ..plan import Unit
+from ..plan.identity import digest
+from ..plan.units import Unit
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Metric(ABC):
     Subclasses are frozen dataclasses; their fields are the definition, which is hashed.
 
     Attributes:
-        name: the row's `metric` in the table.
+        name: the result's `metric` in the table.
         continuations: texts whose log-probabilities it needs.
         needs_text: whether the unit's text must be generated.
         needs_likelihood: whether the unsteered model must score that text.
@@ -72,7 +72,7 @@ class Metric(ABC):
 
     @abstractmethod
     def measure(self, seen: Seen) -> Measured:
-        """The outcome for a unit; whatever it raises becomes the row's reason."""
+        """The outcome for a unit; whatever it raises becomes the result's reason."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -80,7 +80,7 @@ class Metric(ABC):
         return digest(self.kind, self.name, self.definition(), size=8)
 
     def id(self, generation: Any) -> str:
-        """Hex digest of what determines the row: with the generation settings where text is read."""
+        """Hex digest of what determines the result: with the generation settings where text is read."""
         return (
             digest(self.fingerprint, generation.definition(), size=8) if self.needs_text else self.fingerprint
         )

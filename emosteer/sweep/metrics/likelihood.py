@@ -73,7 +73,7 @@ def phrases(texts: Iterable[str] | Mapping[str, str], *, name: str = "phrases") 
 
     Args:
         texts: the phrases, or label → phrase.
-        name: the row's `metric`.
+        name: the result's `metric`.
     """
     if isinstance(texts, Mapping):
         found = tuple(zip(map(str, texts), strings("texts", texts.values())))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from emosteer.bank import Bank
+from emosteer.models.capture import layer_at_two_thirds
 
-from ..identity import digest
+from ..plan.identity import digest
 from .base import Measured, Metric, Seen
 
 
@@ -72,6 +73,12 @@ def readings(
         concepts: None for all of the bank, random controls aside.
         layer: the stream after this block; None: the bank's layer nearest to two thirds of the depth.
         bank: None for the sweep's.
-        name: the row's `metric`.
+        name: the result's `metric`.
     """
     return Readings(name, None if concepts is None else tuple(concepts), layer, bank)
+
+
+def ready_metrics(metrics: Sequence[Any], bank: Bank, depth: int) -> tuple[Any, ...]:
+    """Metrics that know all they need: readings take the sweep's bank and its layer at two thirds."""
+    layer = layer_at_two_thirds(bank.layers, depth)
+    return tuple(m.on(bank, layer) if isinstance(m, Readings) else m for m in metrics)

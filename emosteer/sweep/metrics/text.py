@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from emosteer.models.scoring import repetition as share_repeated
 
-from ..identity import digest
+from ..plan.identity import digest
 from .base import Measured, Metric, Seen
 
 
@@ -35,7 +35,7 @@ class Text(_OfText):
 
 
 def text(*, name: str = "text") -> Text:
-    """The generated text itself, in the row's `text` and `tokens`; the value is the number of tokens.
+    """The generated text itself, in the result's `text` and `tokens`; the value is the number of tokens.
 
     A sweep with any metric that reads text has this one too: what is kept need not be generated again.
     """
@@ -144,7 +144,7 @@ def classifier(
         model: a folder or a Hub id.
         label: whose score is the headline value; None: the most likely one's.
         revision: of a Hub id.
-        name: the row's `metric`.
+        name: the result's `metric`.
     """
     if not isinstance(model, str) or not model:
         raise TypeError(f"model must be a folder or a Hub id, got {model!r}; judge(…) takes a function")
@@ -179,12 +179,12 @@ def judge(
     """A function of one's own: `function(text)` or `function(prompt, text)`.
 
     It returns a number, a bool or a mapping of numbers, of which "value", else the first, is the
-    headline. What it raises is the row's reason.
+    headline. What it raises is the result's reason.
 
     Args:
         function: the function, or "package.module:function", which a YAML file can say.
         version: what its results depend on; None: its source code, so that an edited judge judges anew.
-        name: the row's `metric`; None: the function's name.
+        name: the result's `metric`; None: the function's name.
 
     Raises:
         TypeError, ValueError, ImportError: no function, or none there.

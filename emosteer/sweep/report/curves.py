@@ -1,4 +1,4 @@
-"""Rows of a sweep → dose–response curves with intervals, and the bands of their controls."""
+"""Results of a sweep → dose–response curves with intervals, and the bands of their controls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..arms import RANDOM, UNSTEERED
+from ..plan.arms import RANDOM, UNSTEERED
 from ..store.rows import FAILED
 from .bootstrap import Bootstrap, Estimates
 
@@ -33,7 +33,7 @@ class Point:
     Attributes:
         strength: NaN of a program that does not push along one direction.
         program: it, in words.
-        units, failed: values that count, and failed rows.
+        units, failed: values that count, and failed results.
         value: the metric's mean.
         change: the mean difference from the same prompt and seed without steering.
         random_value, random_change: means of `value` and `change` of the same program on random
@@ -90,7 +90,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Columns of the rows of one metric and place, as numpy arrays of one length."""
+    """Columns of the results of one metric and place, as numpy arrays of one length."""
 
     control: Any
     concept: Any
@@ -144,7 +144,7 @@ def _span(layers: list[int]) -> str:
 
 
 def _parts(table: pa.Table, readings: bool) -> Iterator[_Rows]:
-    """The rows as they are; of readings, for each concept its own rows and the controls read at it."""
+    """The results as they are; of readings, for each concept its own results and the controls read at it."""
     column = {
         name: table[name].to_numpy(zero_copy_only=False)
         for name in ("control", "concept", "program", "program_id", "strength", "prompt", "seed", "value")

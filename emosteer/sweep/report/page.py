@@ -5,29 +5,27 @@ from __future__ import annotations
 import json
 import math
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from emosteer._version import __version__
 
 from .curves import Estimate, Point
-
-if TYPE_CHECKING:
-    from .write import Report
+from .findings import Findings
 
 
-def page(report: Report) -> str:
-    """The page of `page.html` with the report's numbers in it, to six digits."""
+def page(found: Findings) -> str:
+    """The page of `page.html` with its numbers in it, to six digits."""
     content = {
         "version": __version__,
-        "folder": report.folder,
-        "model": report.model,
-        "units": report.units,
-        "done": report.done,
-        "level": report.level,
-        "draws": report.draws,
+        "folder": found.folder,
+        "model": found.model,
+        "units": found.units,
+        "done": found.done,
+        "level": found.level,
+        "draws": found.draws,
         "metrics": {
             name: " ".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in entry.items())
-            for name, entry in report.metrics.items()
+            for name, entry in found.metrics.items()
         },
         "panels": [
             {
@@ -43,10 +41,10 @@ def page(report: Report) -> str:
                     for curve in panel.concepts
                 ],
             }
-            for panel in report.panels
+            for panel in found.panels
             if panel.concepts
         ],
-        "failures": [[f.metric, f.reason, f.rows, f.example] for f in report.failures],
+        "failures": [[f.metric, f.reason, f.rows, f.example] for f in found.failures],
     }
     # "<" would let a text close the script that carries it
     embedded = json.dumps(content, ensure_ascii=True, allow_nan=False).replace("<", "\\u003c")

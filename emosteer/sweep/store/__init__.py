@@ -1,4 +1,4 @@
-"""The folder of a sweep: finished rows as Parquet parts, and a manifest of what they answer."""
+"""The folder of a sweep: finished results as Parquet parts, and a manifest of what they answer."""
 
 from .done import Done
 from .folder import Store

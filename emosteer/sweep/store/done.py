@@ -1,4 +1,4 @@
-"""What a folder already holds: which rows are finished, and the texts that need not be generated again."""
+"""What a folder already holds: which results are finished, and the texts that need not be generated again."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _PARTS_KEPT = 4
 
 
 class Done:
-    """The finished rows of a folder, by unit and metric; about 100 bytes each in memory.
+    """The finished results of a folder, by unit and metric; about 100 bytes each in memory.
 
-    `("unit id", "metric id") in done`, failed rows included.
+    `("unit id", "metric id") in done`, failed results included.
     """
 
     def __init__(self, read: Callable[[str], pa.Table]) -> None:
@@ -32,7 +32,7 @@ class Done:
         return _packed(*key) in self._part_of
 
     def add(self, part: str, units: Iterable[str], metric_ids: Iterable[str]) -> None:
-        """Note the rows of a part."""
+        """Note the results of a part."""
         number = len(self._parts)
         self._parts.append(part)
         for unit, metric_id in zip(units, metric_ids):

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..row import Row
+from ..metrics.row import Row
 from .done import Done
 from .lock import Lease, only_runner
 from .places import WRITING, FolderError, place_of
@@ -29,7 +29,7 @@ class Store:
     """The folder of a sweep: `part-*.parquet`, and beside them `_manifest.json`.
 
     Parts are written whole (temporary name, fsync, rename, fsync of the folder) and never changed, so
-    whatever happens to a runner, each row that was reported done is there, and none is there in part.
+    whatever happens to a runner, each result that was reported done is there, and none is there in part.
     pandas, polars and DuckDB read the folder as it is (`<folder>/part-*.parquet`).
 
     Everything that changes the folder wants `running()`; reading wants nothing and may happen meanwhile.
@@ -52,7 +52,7 @@ class Store:
     # ---- the manifest -------------------------------------------------------------------------------
 
     def manifest(self) -> dict[str, Any]:
-        """What the folder's rows answer: definition, axes, metrics, versions.
+        """What the folder's results answer: definition, axes, metrics, versions.
 
         Raises:
             FileNotFoundError: no such folder, or none of a sweep.
@@ -74,12 +74,12 @@ class Store:
         return found
 
     def write_manifest(self, content: Mapping[str, Any]) -> None:
-        """Say what the folder's rows answer from now on; earlier parts stay."""
+        """Say what the folder's results answer from now on; earlier parts stay."""
         text = json.dumps({"format": FORMAT, **content}, indent=1, ensure_ascii=False)
         self._write(MANIFEST, text.encode())
 
     def write_bank(self, content: bytes) -> None:
-        """Keep the bank's file beside the rows."""
+        """Keep the bank's file beside the results."""
         self._write(BANK, content)
 
     def read_bank(self) -> bytes:
@@ -110,7 +110,7 @@ class Store:
                 self._lease = None
 
     def append(self, rows: Sequence[Row]) -> str:
-        """Write rows as one part; they are done once this returns. Returns the part's name.
+        """Write results as one part; they are done once this returns. Returns the part's name.
 
         Raises:
             FolderError: it could not be written (a full disk, say); nothing of it is there then.
@@ -138,19 +138,19 @@ class Store:
         return [n for n in self.place.names() if n.endswith(".parquet") and not n.startswith("_")]
 
     def done(self) -> Done:
-        """Which rows are finished. Files that are no whole parts are set aside; wants `running()`."""
+        """Which results are finished. Files that are no whole parts are set aside; wants `running()`."""
         done = Done(lambda name: read_part(self.place.read(name)))
         for name, table in self._tables(set_aside=True):
             done.add(name, table["unit"].to_pylist(), table["metric_id"].to_pylist())
         return done
 
     def table(self, *, everything: bool = False) -> pa.Table:
-        """The finished rows, one a unit and metric, each once.
+        """The finished results, one a unit and metric, each once.
 
-        Where a unit and metric were written twice, the row that did not fail counts, then the latest.
+        Where a unit and metric were written twice, the result that did not fail counts, then the latest.
 
         Args:
-            everything: also rows of earlier definitions of the sweep: other metrics, prompts, programs.
+            everything: also results of earlier definitions of the sweep: other metrics, prompts, programs.
 
         Raises:
             FileNotFoundError: no folder of a sweep.
@@ -167,7 +167,7 @@ class Store:
         return list(self._aside)
 
     def forget_failed(self) -> int:
-        """Take the failed rows out, so that they run again; wants `running()`. Returns how many."""
+        """Take the failed results out, so that they run again; wants `running()`. Returns how many."""
         count = 0
         for name, table in self._tables(set_aside=True):
             kept = table.filter(pc.equal(table["status"], OK))
@@ -192,7 +192,7 @@ class Store:
 
 
 def _of(table: pa.Table, manifest: Mapping[str, Any]) -> pa.Table:
-    """The rows that the present definition asks for."""
+    """The results that the present definition asks for."""
     axes = manifest.get("axes", {})
     wanted = {**axes, "metric_id": list(manifest.get("metrics", {}))}
     for column, values in wanted.items():
@@ -202,7 +202,7 @@ def _of(table: pa.Table, manifest: Mapping[str, Any]) -> pa.Table:
 
 
 def _once(table: pa.Table) -> pa.Table:
-    """One row a unit and metric."""
+    """One result a unit and metric."""
     n = len(table)
     place = pa.array(range(n), pa.int64())
     rank = pc.add(place, pc.multiply(pc.cast(pc.not_equal(table["status"], FAILED), pa.int64()), n))

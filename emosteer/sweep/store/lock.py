@@ -38,7 +38,7 @@ def only_runner(place: Place) -> Iterator[Lease]:
     Local: `flock` on the file `_lock`; the kernel lets go when the process ends, however it ends.
     Remote: the file `_lock` names its holder and is renewed every 20 s; one that has not been renewed
     for 90 s may be taken over (the machines' clocks must agree to within a minute). Should two runners
-    still meet, the one that finds another's name in the file stops; rows that both wrote are shown once.
+    still meet, the one that finds another's name in the file stops; results that both wrote are shown once.
 
     Raises:
         FolderError: somebody else has it; says who and since when.

@@ -1,4 +1,4 @@
-"""Rows as a pyarrow table and as the bytes of a Parquet part."""
+"""Results as a pyarrow table and as the bytes of a Parquet part."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ..row import Row
+from ..metrics.row import Row
 
 try:
     import pyarrow as pa
@@ -48,7 +48,7 @@ SCHEMA = pa.schema(
 
 
 def table_of(rows: Sequence[Row]) -> pa.Table:
-    """A pyarrow table of rows."""
+    """A pyarrow table of results."""
     return pa.Table.from_pylist([_record(row) for row in rows], schema=SCHEMA)
 
 
@@ -87,7 +87,7 @@ def part_bytes(table: pa.Table) -> bytes:
 
 
 def read_part(content: bytes) -> pa.Table:
-    """The rows of a part.
+    """The results of a part.
 
     Raises:
         ValueError: no whole Parquet file, or not a part of a sweep; says which.

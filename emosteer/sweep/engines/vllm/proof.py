@@ -1,0 +1,47 @@
+"""Whether vLLM computes with a program what transformers does: one prompt through both, before anything is run."""
+
+from __future__ import annotations
+
+import torch
+
+from emosteer.models.scoring import continuation_log_probabilities
+
+from ...plan.units import Unit
+from ..local import Runner
+from ..local.steered import Steered
+from .asked import behind_prompt
+from .notes import Note
+from .server import Server
+
+# Tokens of the prompt that are looked at.
+LENGTH = 64
+
+# Nats a token that two implementations may differ by on average; by far more where the stream is another.
+FULL, HALF = 0.02, 0.2
+
+
+def prove(server: Server, row: int, runner: Runner, steered: Steered, unit: Unit) -> None:
+    """Compare the log-probabilities of a unit's prompt under its program, all but the first token as generated.
+
+    Raises:
+        RuntimeError: they differ.
+    """
+    tokens = list(unit.prompt.tokens[: min(LENGTH, server.longest - 1)])
+    if len(tokens) < 2:
+        return
+    with steered.steering, steered.holding([unit]) as rows, steered.batch(rows, [1]):
+        (wanted,) = continuation_log_probabilities(runner.model, [tokens[:1]], [tokens[1:]])
+    note = Note(row, 1)
+    server.ask("proof", tokens, "proof", max_tokens=1, prompt_logprobs=0, extra_args=note.extra_args())
+    answers: list = []
+    while not answers:
+        answers = server.answers()
+    apart = float((behind_prompt(answers[0], 1) - wanted.float().cpu()).abs().mean())
+    allowed = FULL if runner.model.dtype == torch.float32 else HALF
+    if not apart <= allowed:
+        kind = type(runner.model).__name__
+        raise RuntimeError(
+            f"vLLM's {kind}, steered by {unit.program}, differs from that of transformers by {apart:.3f} nats a token "
+            f"(at most {allowed} is rounding); it hands its stream along in a way that emosteer does not know: "
+            f'use engine="local"'
+        )

@@ -1,5 +1,0 @@
-"""`engine="vllm"`: vLLM runs the units in its own batches, each request steered by its own row of the table."""
-
-from .driver import run_vllm
-
-__all__ = ["run_vllm"]
