@@ -77,7 +77,7 @@ def _loading(init_device: Any) -> Any:
 
             @wraps(load)
             def load_model(*args: Any, **kwargs: Any) -> Any:
-                from .worker import steer
+                from .attaching import steer
 
                 done = load(*args, **kwargs)
                 runner.emosteer = steer(runner, settings)

@@ -1,27 +1,18 @@
-"""Steering in one worker of vLLM: put into the model as it is loaded, and told before each pass what it is about."""
+"""Steering in one worker of vLLM: the table, and what it is told before each pass."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .asking import Asked
 from .deployment import Deployment, Placed
-from .probe import prove
 from .rows import Rows
-from .settings import Settings
 from .stream import blocks_of, patch
 from .tokens import TokenRows
-
-
-class RunnerPart(Protocol):
-    """What differs between vLLM's model runners: where a pass's requests, spans and positions are to be found."""
-
-    def attach(self, steering: WorkerSteering) -> None:
-        """Have every pass of the runner told to `steering` before it runs, and every pass of nobody's too."""
 
 
 class WorkerSteering:
@@ -53,10 +44,6 @@ class WorkerSteering:
             self.blocks = blocks_of(runner.model, deployment.depth)
             self.patched = patch(self.blocks, deployment, self.rows.table, self.tokens.value)
         self._placed: dict[str, tuple[Placed | None, int]] = {}
-
-    def prove(self) -> None:
-        """Show on a pass of nobody's that the next norm reads what is steered, at every steered layer."""
-        prove(self)
 
     def add(self, request: str, params: Any, prompt: int) -> None:
         """A request is known from here on.
@@ -96,23 +83,6 @@ class WorkerSteering:
     def idle(self) -> None:
         """The next pass is nobody's."""
         self.tokens.clear()
-
-
-def steer(runner: Any, settings: Settings) -> WorkerSteering:
-    """Put steering into a runner whose model has just been loaded, and prove it."""
-    model = runner.vllm_config.model_config
-    deployment = Deployment(settings, model.get_total_num_hidden_layers(), model.get_hidden_size())
-    steering = WorkerSteering(runner, deployment)
-    part_of(runner).attach(steering)
-    steering.prove()
-    return steering
-
-
-def part_of(runner: Any) -> RunnerPart:
-    """What knows this runner."""
-    from . import runner_v1, runner_v2
-
-    return runner_v2.PART if hasattr(runner, "model_state") else runner_v1.PART
 
 
 def _room(config: Any) -> int:

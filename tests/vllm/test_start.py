@@ -173,8 +173,10 @@ def test_ways_of_running_that_are_refused(engine):
 
 def test_a_stream_that_is_not_the_sum_is_refused(engine, monkeypatch):
     """The norm after block 7 reads twice the residual; a block forgets to steer; another steers its neighbour."""
+    from emosteer.vllm.probe import prove
+
     steering = engine.steering
-    steering.prove()
+    prove(steering)
     norm = steering.blocks[8].input_layernorm
     own = norm.forward
 
@@ -186,17 +188,17 @@ def test_a_stream_that_is_not_the_sum_is_refused(engine, monkeypatch):
         with pytest.raises(
             UnknownStream, match="RMSNorm, which reads what block 7 hands on, does not make hidden"
         ):
-            steering.prove()
+            prove(steering)
     with monkeypatch.context() as m:
         m.setattr(steering.blocks[5].emosteer_place, "data", torch.tensor([0, 0, 31], dtype=torch.int32))
         with pytest.raises(UnknownStream, match="a program at block 5 moves the stream by 0 "):
-            steering.prove()
+            prove(steering)
     with monkeypatch.context() as m:
         turned = -steering.blocks[6].emosteer_directions
         m.setattr(steering.blocks[6].emosteer_directions, "data", turned)
         with pytest.raises(UnknownStream, match="block 6 moves the stream by .* and misses"):
-            steering.prove()
-    steering.prove()
+            prove(steering)
+    prove(steering)
 
 
 def test_streams_of_another_shape():
