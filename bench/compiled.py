@@ -151,6 +151,9 @@ def main() -> None:
     parser.add_argument(
         "--case", action="append", choices=[*SHAPES, PROGRAMS], help="only these (repeatable)"
     )
+    parser.add_argument(
+        "--peers-at", action="append", choices=SHAPES, help="other hooks in these cases only (repeatable)"
+    )
     options = parser.parse_args()
     torch.set_grad_enabled(False)
     torch.manual_seed(0)
@@ -165,7 +168,8 @@ def main() -> None:
         if name == PROGRAMS:
             results += programs_in_a_batch(model, bank, max(options.rounds // 2, 3))
         else:
-            results += measure(model, bank, name, options.rounds, peers)
+            here = peers if options.peers_at is None or name in options.peers_at else []
+            results += measure(model, bank, name, options.rounds, here)
     print(summary(results))
     path = save(f"compiled_{options.dtype}", results, (*PACKAGES, *peers))
     plot_ratios(
