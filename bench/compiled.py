@@ -101,9 +101,10 @@ def measure(model, bank: es.Bank, name: str, rounds: int, peers: Sequence[str]) 
     es.steer(sides["emosteer"].model, bank, programs, layers="all").attach()
     for peer in peers:
         PEERS[peer][1](sides[peer].model, bank, batch, STRENGTH)
-    for side in sides.values():
+    for label, side in sides.items():
+        start = time.perf_counter()
         side.compile()
-    print(f"measuring {name}", flush=True)
+        print(f"{name}: {label} compiled in {time.perf_counter() - start:.0f} s", flush=True)
     times = in_turn({n: s.step for n, s in sides.items()}, rounds, 4 if batch * max(length, 1) <= 16 else 1)
     return [
         Result(name, side, "unsteered", times[side], times["unsteered"], made.calls)
@@ -170,8 +171,10 @@ def main() -> None:
         else:
             here = peers if options.peers_at is None or name in options.peers_at else []
             results += measure(model, bank, name, options.rounds, here)
-    print(summary(results))
-    path = save(f"compiled_{options.dtype}", results, (*PACKAGES, *peers))
+        print(summary(results), flush=True)
+        path = save(
+            f"compiled_{options.dtype}", results, (*PACKAGES, *peers)
+        )  # after each: compiling takes minutes
     plot_ratios(
         path, f"SmolLM2-135M, {options.dtype}, compiled, static cache: all 30 blocks steered ÷ unsteered"
     )
