@@ -23,10 +23,11 @@ WORDS = ("joyful", "calm", "desperate", "angry", "sad", "excited", "bored", "afr
 
 # What a block needs beside the package itself; without it the page waits for `make test-peers`.
 ELSEWHERE = {"accelerate.md": "repeng", "harnesses.md": "inspect_ai"}
-# Blocks that need a cluster, by a word in them, and the test that runs the like.
+# Blocks that need a cluster, or vLLM, by a word in them, and the test that runs the like.
 OF_A_CLUSTER = {
     '"ray", num_workers': "tests/sweep/test_ray.py",
     '"vllm", tensor_parallel_size': "tests/sweep/test_vllm.py",
+    "from vllm import LLM": "tests/vllm/test_requests.py",
 }
 # Pages that every change runs; the others are left to the level `rest`.
 QUICK = ("how.md", "formats.md", "integrating.md", "security.md")
