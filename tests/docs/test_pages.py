@@ -5,6 +5,7 @@ page does not make itself is there before: a model, its tokenizer, a bank of a f
 what `es.emotions` gives, so that a page that extracts all of them takes seconds.
 """
 
+import functools
 import importlib.util
 import inspect
 import re
@@ -91,8 +92,9 @@ def names(smollm2, few, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", [levelled(page) for page in PAGES if python_blocks(page)])
-def test_python(page, names):
-    if page == "compile.md":  # two programs
+def test_python(page, names, monkeypatch):
+    if page == "compile.md":  # two programs; Inductor's minutes are those of tests/steering/compiled
+        monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
         names["inputs"] = names["tok"](["It was late and"] * 2, return_tensors="pt")
     if page in ELSEWHERE:
         pytest.importorskip(ELSEWHERE[page], reason=f"{ELSEWHERE[page]} is missing: make test-peers has it")
