@@ -149,17 +149,17 @@ def test_a_killed_engine_loses_nothing_that_was_reported(sweep, tmp_path, monkey
     def answers(self):
         found = before(self)
         heard.extend(found)
-        if len(heard) > 20:
+        if len(heard) > 5:  # early: an engine that runs ahead has answered more than is heard yet
             for process in self.processes:
                 os.kill(process.pid, signal.SIGKILL)
         return found
 
     monkeypatch.setattr(Server, "answers", answers)
-    one = sweep(seeds=range(8), generation={"max_new_tokens": 8, "temperature": 1.0})
+    one = sweep(seeds=range(8), generation={"max_new_tokens": 16, "temperature": 1.0})
     with pytest.raises(Exception, match="vLLM has ended amid the run.*what was reported done is safe"):
         one.run(tmp_path, engine="vllm", progress=False, flush_seconds=0.0, **OPTIONS)
     done = rows(es.Sweep.open(tmp_path))
-    assert len(done) >= 20
+    assert len(done) > 5
     wanted = rows(one.run(tmp_path, progress=False))
     assert len(wanted) == 2 * one.plan().size
     assert {key: wanted[key] for key in done} == done
