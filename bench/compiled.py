@@ -33,6 +33,8 @@ PEERS = {
     "repeng": ("repeng", repeng),
     "steering-vectors": ("steering_vectors", steering_vectors),
 }
+# Room for four directions a row, as `es.steer` makes it, and for the one that these programs name.
+OURS = {"emosteer": 4, "emosteer, slots=1": 1}
 PROGRAMS = "decode B=256"
 CALL = re.compile(r"^\s+(?:cpp_fused\w*\(|extern_kernels\.|torch\.ops\.|aten\.)", re.MULTILINE)
 
@@ -97,8 +99,9 @@ def in_turn(sides: dict[str, Callable[[], object]], rounds: int, repeats: int) -
 def measure(model, bank: es.Bank, name: str, rounds: int, peers: Sequence[str]) -> list[Result]:
     batch, length = SHAPES[name]
     programs = [es.add(bank.names[b % len(bank)], STRENGTH) for b in range(batch)]
-    sides = {side: Side(model, batch, length) for side in ("unsteered", "emosteer", *peers)}
-    es.steer(sides["emosteer"].model, bank, programs, layers="all").attach()
+    sides = {side: Side(model, batch, length) for side in ("unsteered", *OURS, *peers)}
+    for side, slots in OURS.items():
+        es.steer(sides[side].model, bank, programs, layers="all", slots=slots).attach()
     for peer in peers:
         PEERS[peer][1](sides[peer].model, bank, batch, STRENGTH)
     for label, side in sides.items():
