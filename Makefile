@@ -112,7 +112,8 @@ test-llamacpp: $(STAMPS)/built $(STAMPS)/llamacpp
 	EMOSTEER_LLAMACPP=.venv-llamacpp/bin/python $(BIN)/python -m pytest tests/formats/test_llamacpp.py
 
 # vLLM for CPUs. What it wants for pictures, sound and video is built for another torch and is taken out again:
-# with it there, nothing can be imported.
+# with it there, nothing can be imported. The plugin's tests run an engine in their own process, those of sweeps in
+# another, and vLLM keeps the first choice: so they are two runs.
 VLLM := .venv-vllm/bin/python
 PIP_VLLM := $(VLLM) -m pip install --quiet --no-compile --disable-pip-version-check -c constraints-vllm.txt
 
@@ -126,7 +127,8 @@ $(STAMPS)/vllm: constraints-vllm.txt $(STAMPS)/built
 	@touch $@
 
 test-vllm: $(STAMPS)/vllm
-	EMOSTEER_VLLM=1 $(VLLM) -m pytest tests/vllm tests/sweep/test_vllm.py
+	EMOSTEER_VLLM=1 $(VLLM) -m pytest tests/vllm
+	EMOSTEER_VLLM=1 $(VLLM) -m pytest tests/sweep/test_vllm.py
 
 # For the tests that look at pages; without it they are skipped.
 browser:
