@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from emosteer.ops import SteerTable, backends, checks, formula
 
 from .levels import DIFFERENTIABLE, FORMULA, IN_PLACE, OFF, Level, Pass
 from .norms import RmsNorm
+from .pass_patches import PassPatches
 from .patching import Replacement, first_tensor, with_first_tensor
 from .positions import Positions
 from .sequences import Sequences, seen_through
@@ -60,7 +61,18 @@ class StackForward(Replacement):
         super().__init__()
         self.level = level
         self.positions = Positions("all", 1)
-        self.watched: tuple[nn.Module, ...] = ()
+        self.blocks: tuple[nn.Module, ...] = ()
+        self.norms = PassPatches()
+
+    def steers(self, positions: Positions, blocks: Iterable[nn.Module], norms: PassPatches) -> None:
+        """Take over a steering.
+
+        Args:
+            positions: which tokens are acted on.
+            blocks: the steered ones.
+            norms: those that steer, or run on the kernel, in the passes that may.
+        """
+        self.positions, self.blocks, self.norms = positions, tuple(dict.fromkeys(blocks)), norms
 
     def installed(self, owner: Any, name: str, before: Any, original: Callable) -> None:
         super().installed(owner, name, before, original)
@@ -83,12 +95,17 @@ class StackForward(Replacement):
         else:
             self._run(call, now)
         now.pending = None
+        norms = self.norms if now.fused else None
         try:
+            if norms is not None:
+                norms.enter()
             output = self.original(*args, **kwargs)
             if now.pending is not None:
                 _not_taken(now.pending)
             return output
         finally:
+            if norms is not None:
+                norms.exit()
             now.mode, now.token_row, now.row, now.keep, now.slot, now.inverse, now.fused, now.pending = outer  # type: ignore[assignment]
 
     def _trace(self, call: dict[str, Any], now: Pass, texts: Sequences) -> None:
@@ -113,7 +130,7 @@ class StackForward(Replacement):
     def _run(self, call: dict[str, Any], now: Pass) -> None:
         """What the kernels need, and for blocks that are compiled one by one what the formula needs."""
         texts = self._texts(call, now)
-        apart = [m for m in self.watched if m._compiled_call_impl is not None or not _ours(m)]
+        apart = [m for m in self.blocks if m._compiled_call_impl is not None or not _ours(m)]
         # Compiled blocks have one graph, for passes in which no token is acted on too.
         token_row = self.rows(call, texts, now.mask, idle=not apart)
         if token_row is IDLE:
@@ -123,7 +140,7 @@ class StackForward(Replacement):
         now.elsewhere.clear()
         now.mode = DIFFERENTIABLE if torch.is_grad_enabled() else IN_PLACE
         now.row = now.keep = now.slot = now.inverse = None
-        now.fused = not apart and not self.level.yielded
+        now.fused = now.mode == IN_PLACE and not apart and not self.level.yielded and self.norms.possible
         if apart:
             self._trace(call, now, texts)
             if now.mode == IN_PLACE:  # a gradient may still want the tensors of the pass before
@@ -333,10 +350,8 @@ class NormForward(Replacement):
         self.layer = None if block is None else block.layer
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or not self.level.active:
-            return self.original(x, *args, **kwargs)
         now = self.level.now
-        if now.mode != IN_PLACE or not now.fused:
+        if torch.compiler.is_compiling() or not self.level.active or not now.fused:
             return self.original(x, *args, **kwargs)
         weight = self.parameters["weight"]
         assert weight is not None  # a norm without one is not recognised

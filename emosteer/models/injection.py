@@ -21,6 +21,7 @@ from .forwards import MASK, BlockForward, MaskForward, NormForward, StackForward
 from .fusion import Fusion, find_fusion
 from .generating import PACKED, GenerateCall, PackedCall
 from .levels import Level, free_level
+from .pass_patches import PassPatches
 from .patching import Patches, Replacement
 from .positions import Positions
 from .prompts import Prompt
@@ -172,11 +173,6 @@ class Injection:
             for module in _around(self.model, self.decoder):
                 if MASK in inspect.signature(module.forward).parameters:
                     self._replace(patches, module, level.forward(("mask", id(module)), MaskForward))
-            steered = [blocks[layer] for layer in self.directions]
-            readers = [fusion.readers[layer].module for layer in self.directions if layer in fusion.readers]
-            forward = level.forward("stack", StackForward)
-            forward.positions, forward.watched = self.positions, tuple(dict.fromkeys([*steered, *readers]))
-            self._replace(patches, stack, forward)
             reading = {}
             for at, (layer, v) in enumerate(self.directions.items()):
                 block = level.forward(("block", layer), BlockForward)
@@ -186,11 +182,11 @@ class Injection:
                 self._replace(patches, blocks[layer], block)
                 if between is not None:
                     reading[layer] = block
-            norms = [(norm, reading.get(layer)) for layer, norm in fusion.readers.items()]
-            for norm, block in [*norms, *((norm, None) for norm in fusion.others)]:
-                forward = level.forward(("norm", id(norm.module)), NormForward)
-                forward.stands_for(norm, block)
-                self._replace(patches, norm.module, forward)
+            norms = PassPatches(_norm_forwards(level, fusion, reading))
+            patches.also(norms.undo)
+            forward = level.forward("stack", StackForward)
+            forward.steers(self.positions, (blocks[layer] for layer in self.directions), norms)
+            self._replace(patches, stack, forward)
             self._patch_calls(patches, level)
             level.active = True
         except BaseException:
@@ -295,6 +291,16 @@ def steered_at_outputs(decoder: Decoder) -> Iterator[None]:
     finally:
         for level in levels:
             level.yielded -= 1
+
+
+def _norm_forwards(
+    level: Level, fusion: Fusion, reading: dict[int, BlockForward]
+) -> Iterator[tuple[nn.Module, NormForward]]:
+    norms = [(norm, reading.get(layer)) for layer, norm in fusion.readers.items()]
+    for norm, block in [*norms, *((norm, None) for norm in fusion.others)]:
+        forward = level.forward(("norm", id(norm.module)), NormForward)
+        forward.stands_for(norm, block)
+        yield norm.module, forward
 
 
 def _standing(replacement: Replacement) -> Callable[[Callable], Callable]:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-_ABSENT = object()
+# What an instance has of its own where it has nothing.
+ABSENT: Any = object()
 
 # Replacements that were undone while somebody else's lay on top of them, and what they had replaced.
 _buried: dict[Any, Any] = {}
@@ -21,6 +22,11 @@ _buried: dict[Any, Any] = {}
 def buried(replacement: Any) -> bool:
     """Whether a replacement that was undone is still called by somebody else's."""
     return replacement in _buried
+
+
+def bury(replacement: Replacement) -> None:
+    """Note that somebody else's still calls through a replacement that is gone."""
+    _buried[replacement] = replacement.before
 
 
 class Replacement:
@@ -32,7 +38,7 @@ class Replacement:
 
     owner: Any = None
     name: str = ""
-    before: Any = _ABSENT
+    before: Any = ABSENT
     original: Any = None
 
     def __init__(self, function: Callable | None = None) -> None:
@@ -48,21 +54,21 @@ class Replacement:
 
     def gone(self) -> None:
         """Let go of what was replaced."""
-        self.owner, self.before, self.original = None, _ABSENT, None
+        self.owner, self.before, self.original = None, ABSENT, None
 
     @property
     def __signature__(self) -> inspect.Signature:
         return inspect.signature(self.original)  # generate asks which arguments a model takes
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        if self.before is not _ABSENT:
+        if self.before is not ABSENT:
             return copy.deepcopy(self.before, memo)
         if id(self.owner) not in memo:
             return self  # the callable alone was copied, not what it belongs to
         return MethodType(getattr(type(self.owner), self.name), memo[id(self.owner)])
 
     def __reduce__(self) -> Any:
-        if self.before is not _ABSENT:
+        if self.before is not ABSENT:
             return _itself, (self.before,)
         return getattr, (self.owner, self.name)
 
@@ -83,11 +89,16 @@ class Patches:
 
     def __init__(self) -> None:
         self._undo: list[tuple[Any, str, Any, Any]] = []
+        self._also: list[Callable[[], None]] = []
         self.active = True
+
+    def also(self, undo: Callable[[], None]) -> None:
+        """Have `undo` put back something more."""
+        self._also.append(undo)
 
     def replace(self, owner: Any, name: str, make: Callable[[Callable], Callable]) -> None:
         """Set `owner.name` to `make(what it was)`."""
-        before = owner.__dict__.get(name, _ABSENT)
+        before = owner.__dict__.get(name, ABSENT)
         original = getattr(owner, name)
         replacement = make(original)
         if not isinstance(replacement, Replacement):
@@ -103,17 +114,19 @@ class Patches:
     def undo(self) -> None:
         """Put everything back."""
         self.active = False
+        while self._also:
+            self._also.pop()()
         while self._undo:
             owner, name, before, replacement = self._undo.pop()
-            if owner.__dict__.get(name, _ABSENT) is not replacement:
-                _buried[replacement] = before
+            if owner.__dict__.get(name, ABSENT) is not replacement:
+                bury(replacement)
                 continue
             replacement.gone()
             while isinstance(before, Replacement) and before in _buried:
                 dug = before
                 before = _buried.pop(dug)
                 dug.gone()
-            if before is _ABSENT:
+            if before is ABSENT:
                 del owner.__dict__[name]
             else:
                 owner.__dict__[name] = before
