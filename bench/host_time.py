@@ -3,8 +3,8 @@
 The CUDA module is the host build of the tests, whose launches are counted and not made; Triton compiles for
 an H100 that is not there and hands its launches to a counter in place of the driver's function. What is left
 is what Python, torch and the launchers take, on the processor that runs this. One decode step of a layer:
-`steer_rms_norm_` of B=4 rows of 4096 bfloat16, by a bound site, by the backend's operation, and by the
-registered operator.
+`steer_rms_norm_` of B=4 rows of 4096 bfloat16, by a bound site, by a norm that `es.steer` has replaced, by the
+backend's operation, and by the registered operator.
 """
 
 from __future__ import annotations
@@ -25,11 +25,27 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common import PACKAGES, machine
 from emosteer import ops
+from emosteer.models.forwards import BlockForward, NormForward
+from emosteer.models.levels import IN_PLACE, Level
+from emosteer.models.norms import RmsNorm
 from emosteer.ops import Site, SteerTable, backends, cuda, triton
 
 RESULTS = Path(__file__).parent / "results" / "host_time.csv"
 VERSIONS = (*PACKAGES, "triton")
 ROUNDS, CALLS = 15, 2000
+
+
+def norm_of_a_layer(weight, directions, table) -> NormForward:
+    """As `es.steer` leaves it, in the middle of a pass, right behind its block."""
+    level = Level()
+    level.active, level.table = True, table
+    level.now.mode, level.now.fused = IN_PLACE, True
+    block = BlockForward(level)
+    block.steers(0, 0, directions, 1.0, ())
+    norm = NormForward(level)
+    module = torch.nn.RMSNorm(len(weight), dtype=weight.dtype)
+    norm.stands_for(RmsNorm(module, 1e-6, 0.0), block)
+    return norm
 
 
 def ways(backend):
@@ -41,10 +57,19 @@ def ways(backend):
     table.direction[:, 0] = torch.arange(4)
     site = Site(weight, directions, table)
     direct = x, weight, directions, table, None, 1.0, None, 1e-6, 0.0
+    patched, other = norm_of_a_layer(weight, directions, table), norm_of_a_layer(weight, directions, table)
+    other.layer = None
+
+    def replaced():
+        patched.level.now.pending = patched.layer
+        patched(x)
+
     columns = table.columns()
     operator = torch.ops.emosteer.steer_rms_norm_.default
     return {
         "a bound site": lambda: site(x),
+        "a norm of es.steer": replaced,
+        "another norm of it": lambda: other(x),
         "the backend's operation": lambda: backend.steer_rms_norm_(*direct),
         "the registered operator": lambda: operator(
             x, weight, directions, *columns, None, 1.0, None, 1e-6, 0.0

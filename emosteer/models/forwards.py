@@ -348,6 +348,7 @@ class NormForward(Replacement):
         self.parameters, self.eps, self.offset = norm.module._parameters, norm.eps, norm.weight_offset
         self.block = block
         self.layer = None if block is None else block.layer
+        self.site: ops.Site | None = None
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         now = self.level.now
@@ -373,12 +374,16 @@ class NormForward(Replacement):
             if steered is not x:
                 x.copy_(steered)
             return self.original(x, *args, **kwargs)
-        if token_row is None and (x.numel() // x.shape[-1]) % table.rows:
-            checks.table(table, x.numel() // x.shape[-1], None, x)
-        run = backends.of(x.device)
-        return run.steer_rms_norm_(
-            x, weight, block.directions, table, token_row, block.unit, None, self.eps, self.offset
-        )
+        site = self.site
+        if (
+            site is None
+            or site.weight is not weight
+            or site.directions is not block.directions
+            or site.table is not table
+        ):
+            numbers = {"scale": block.unit, "eps": self.eps, "weight_offset": self.offset}
+            site = self.site = ops.Site(weight, block.directions, table, **numbers)
+        return site(x, token_row)
 
 
 def watchers(*modules: nn.Module) -> tuple[dict, ...]:
