@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from . import backends, sites
+from . import backends, cuda_module, sites
 from .moment_tensors import MomentTensors
 from .sites import Bound, Site
 from .strides import collapsed
@@ -44,12 +44,9 @@ def unavailable() -> str | None:
     if (found := torch.cuda.get_device_capability()) < _OLDEST:
         return f"the GPU has compute capability {found[0]}.{found[1]}, the kernels need 8.0 or later"
     try:
-        module = import_module("emosteer._cuda")
-    except ImportError as error:
-        return (
-            f"the compiled module emosteer._cuda is missing or does not load ({error}). Where nvcc is found, "
-            f"EMOSTEER_CUDA=1 pip install --force-reinstall --no-deps --no-binary emosteer emosteer builds it"
-        )
+        module = cuda_module.load()
+    except RuntimeError as error:
+        return str(error)
     try:
         module.launch_nothing(torch.cuda.current_device())
     except RuntimeError as error:
