@@ -103,7 +103,7 @@ def _named(symbol: str) -> tuple[str, str] | None:
 
 def _dump(*options: str) -> str:
     done = subprocess.run(
-        [_cuobjdump(), *options, cuda_module.load().__file__], capture_output=True, text=True
+        [_cuobjdump(), *options, str(cuda_module.load().__file__)], capture_output=True, text=True
     )
     if done.returncode:
         raise RuntimeError(f"cuobjdump {' '.join(options)} failed: {done.stderr.strip()}")
