@@ -177,7 +177,7 @@ def cpu_module() -> Extension:
         "emosteer._cpu",
         ["csrc/cpu/bindings.cpp", "csrc/cpu/dispatch.cpp", "csrc/cpu/solve.cpp"],
         include_dirs=["csrc/cpu"],
-        depends=[*ROW_HEADERS, "csrc/cpu/rows.cpp"],
+        depends=[*ROW_HEADERS, "csrc/cpu/shares.hpp", "csrc/cpu/rows.cpp"],
         define_macros=[("EMOSTEER_X86", "1")] if X86 else [],
         extra_compile_args=[*COMMON, "-isystem", pybind11.get_include()],
         extra_link_args=["-fopenmp"],

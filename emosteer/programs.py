@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+# The functions of this module that make a program, by name.
+VERBS = ("add", "ablate", "cap", "floor", "hold", "rotate")
 # preserve_norm of a table row
 NOT_PRESERVED, WHOLE_ROW, ORTHOGONAL_PART = 0, 1, 2
 

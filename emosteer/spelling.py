@@ -25,6 +25,7 @@ import math
 import re
 from typing import Any
 
+from . import programs as verbs
 from .programs import Program, Slot, _finite
 
 # Characters of a program's text; what is longer is no program that somebody wrote.
@@ -40,6 +41,9 @@ _ACTION = re.compile(
 _PLAIN_NAME = re.compile(r"[\w.'/&()-]+(?: [\w.'/&()-]+)*")
 _QUOTED_NAME = re.compile(r'\s*("(?:[^"\\]|\\.)*")')
 _CLAUSE = re.compile(r'(?:[^;"]|"(?:[^"\\]|\\.)*"|")+')
+_IN_VERBS = re.compile(
+    rf"(?P<verb>add|cap|floor|hold|rotate)\s+(?P<name>.+?)\s+(?P<number>{_NUMBER})|ablate\s+(?P<ablated>.+)"
+)
 _FORMS = "calm +0.05, calm -0.05, calm <= 0.1, calm >= 0.1, calm = 0.1 or calm turned 30°"
 
 
@@ -73,6 +77,37 @@ def program(text: str) -> Program:
     if not slots:
         raise ValueError(f'program {text!r} names no concept; write {_FORMS}, or "none" for no steering')
     return Program(tuple(slots), preserve_norm)
+
+
+def program_of(given: Program | str | None) -> Program:
+    """A program as it is, the empty one for None, or what `program` makes of a text.
+
+    Raises:
+        TypeError: none of these.
+        ValueError: as `program`; of a text in verbs, such as "add calm 0.1", how it is written.
+    """
+    if given is None or isinstance(given, Program):
+        return given or Program()
+    meant = _in_verbs(given) if isinstance(given, str) else None
+    if meant is not None:
+        raise ValueError(
+            f'program {given!r}: write "{spelled(meant)}"; a concept that is called so stands in double quotes'
+        )
+    return program(given)
+
+
+def _in_verbs(text: str) -> Program | None:
+    """What a text of verbs, concepts and numbers means, terms joined by " + "; None of any other."""
+    total = Program()
+    for term in text.split(" + "):
+        found = _IN_VERBS.fullmatch(term.strip())
+        if found is None:
+            return None
+        if found["ablated"]:
+            total += verbs.ablate(found["ablated"])
+        else:
+            total += getattr(verbs, found["verb"])(found["name"], float(found["number"]))
+    return total
 
 
 def spelled(program: Program) -> str:
@@ -163,17 +198,21 @@ def _number(value: float) -> str:
 def layers(text: Any) -> Any:
     """What `es.steer` takes as `layers`: "middle", "all", "14", "12-21", "3,7,11" or a fraction of the depth, "0.66".
 
-    Numbers and lists of numbers stay as they are.
+    Several may be joined by "+" too, where a comma has another meaning. Numbers stay as they are, and so do those of a
+    list, whose texts are read one by one.
 
     Raises:
         ValueError: what came and what is understood.
     """
+    if isinstance(text, (list, tuple)):
+        read = [layers(part) if isinstance(part, str) else part for part in text]
+        return [one for part in read for one in (part if isinstance(part, list) else [part])]
     if not isinstance(text, str):
         return text
     if text in ("all", "middle"):
         return text
     found: list[Any] = []
-    for part in text.split(","):
+    for part in text.replace("+", ",").split(","):
         first, dash, last = part.strip().partition("-")
         try:
             if dash:

@@ -1,6 +1,7 @@
 """Programs, layers and positions as text: read as written, and back to the bit."""
 
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -79,6 +80,30 @@ def test_what_is_no_program(text, reason):
         spelling.program(text)
 
 
+def test_programs_for_a_harness():
+    assert spelling.program_of(None) == Program()
+    assert spelling.program_of(es.add("calm", 1)) == es.add("calm", 1)
+    assert spelling.program_of("calm +1") == es.add("calm", 1)
+    assert spelling.program_of('"hold on" +1') == es.add("hold on", 1)
+    with pytest.raises(TypeError, match="must be a text"):
+        spelling.program_of(0.5)
+
+
+@pytest.mark.parametrize(
+    ("verbs", "text"),
+    [
+        ("add calm 0.1", "calm +0.1"),
+        ("add at ease -0.1 + ablate angry", "at ease -0.1; angry = 0"),
+        ("cap angry 0 + floor calm 1e-2", "angry <= 0; calm >= 0.01"),
+        ("hold calm 0.5 + rotate sad -30", "calm = 0.5; sad turned -30°"),
+    ],
+)
+def test_verbs_are_refused_with_what_to_write(verbs, text):
+    with pytest.raises(ValueError, match=re.escape(f'write "{text}"')):
+        spelling.program_of(verbs)
+    assert spelling.program(text)
+
+
 def test_what_is_no_text():
     with pytest.raises(TypeError, match="must be a text"):
         spelling.program(["calm", 0.1])
@@ -101,7 +126,16 @@ def test_no_positions(text):
 
 @pytest.mark.parametrize(
     ("text", "wanted"),
-    [("all", "all"), ("14", 14), ("3-5", [3, 4, 5]), ("3, 7", [3, 7]), ("0.5", 0.5), ([1, 2], [1, 2])],
+    [
+        ("all", "all"),
+        ("14", 14),
+        ("3-5", [3, 4, 5]),
+        ("3, 7", [3, 7]),
+        ("12+15", [12, 15]),
+        ("0.5", 0.5),
+        ([1, 2], [1, 2]),
+        (["3-5", 0.5, "7"], [3, 4, 5, 0.5, 7]),
+    ],
 )
 def test_layers(text, wanted):
     assert spelling.layers(text) == wanted

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "rows.hpp"
+#include "shares.hpp"
 
 namespace py = pybind11;
 using namespace emosteer;
@@ -29,8 +30,8 @@ void in_parallel(std::int64_t count, std::int64_t elements, const Body& body) {
 #pragma omp parallel num_threads(threads)
   {
     // The team may be smaller than asked for.
-    const std::int64_t team = omp_get_num_threads(), rank = omp_get_thread_num();
-    body(count * rank / team, count * (rank + 1) / team);
+    const Share mine = share_of(count, omp_get_thread_num(), omp_get_num_threads());
+    body(mine.begin, mine.end);
   }
 }
 

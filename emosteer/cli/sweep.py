@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
+    from emosteer.sweep import Sweep
     from emosteer.sweep.opened import Opened
 
 app = typer.Typer(help="Large evaluations: concepts × strengths × prompts, resumable.", no_args_is_help=True)
@@ -62,19 +63,8 @@ def run(
     """Run the sweep of a YAML file into a folder; what is there already is not run again."""
     from emosteer.sweep import Sweep
 
-    with _said():
-        options = _of_ray(
-            engine,
-            num_workers,
-            cpus_per_worker,
-            gpus_per_worker,
-            resource,
-            address,
-            units_per_task,
-            in_flight,
-        ) | _of_vllm(engine, vllm)
-        sweep = Sweep.from_yaml(definition)
-        _state(sweep.run(folder, engine, retry_failed=retry_failed, progress=not quiet, **options))
+    of_ray = num_workers, cpus_per_worker, gpus_per_worker, resource, address, units_per_task, in_flight
+    _run(lambda: Sweep.from_yaml(definition), folder, engine, retry_failed, quiet, of_ray, vllm)
 
 
 @app.command()
@@ -95,19 +85,22 @@ def resume(
     """Go on with the sweep of a folder, as its manifest defines it."""
     from emosteer.sweep import Sweep
 
+    of_ray = num_workers, cpus_per_worker, gpus_per_worker, resource, address, units_per_task, in_flight
+    _run(lambda: Sweep.resumed(folder), folder, engine, retry_failed, quiet, of_ray, vllm)
+
+
+def _run(
+    make: Callable[[], Sweep],
+    folder: str,
+    engine: str,
+    retry_failed: bool,
+    quiet: bool,
+    of_ray: tuple[Any, ...],
+    of_vllm: list[str],
+) -> None:
     with _said():
-        options = _of_ray(
-            engine,
-            num_workers,
-            cpus_per_worker,
-            gpus_per_worker,
-            resource,
-            address,
-            units_per_task,
-            in_flight,
-        ) | _of_vllm(engine, vllm)
-        sweep = Sweep.resumed(folder)
-        _state(sweep.run(folder, engine, retry_failed=retry_failed, progress=not quiet, **options))
+        options = _of_ray(engine, *of_ray) | _of_vllm(engine, of_vllm)
+        _state(make().run(folder, engine, retry_failed=retry_failed, progress=not quiet, **options))
 
 
 @app.command()

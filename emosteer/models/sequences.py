@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from emosteer.ops.tracing import is_exporting
+
 from .addresses import fixed
 from .prompts import Prompt
 
@@ -110,7 +112,7 @@ class Sequences:
 
     def begin(self, length: Tensor) -> None:
         """Note that sequences start with so many tokens `[B]`."""
-        if torch.compiler.is_exporting() or (not torch.compiler.is_compiling() and seen_through()):
+        if is_exporting() or (not torch.compiler.is_compiling() and seen_through()):
             return  # what is exported starts its sequences anew; torch.func forbids to write into what lies outside
         batch = length.shape[0]
         if batch > CAPACITY:

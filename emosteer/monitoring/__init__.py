@@ -18,6 +18,7 @@ from emosteer.models.positions import Positions
 from emosteer.models.prompts import Prompt, prompt_of
 from emosteer.models.sequences import Sequences
 from emosteer.models.token_rows import TokenRows, cached_columns, tokens_of
+from emosteer.ops.tracing import untraced
 from emosteer.zscores import ZScores
 
 from .turns import Alarm, Running, Turn
@@ -187,7 +188,7 @@ class Monitor:
                 now.waiting.clear()
                 now.unchecked.clear()
 
-        return torch.compiler.disable(forward, reason="es.monitor reads the blocks of a model as they run")
+        return untraced(forward, reason="es.monitor reads the blocks of a model as they run")
 
     def _block_forward(self, original: Callable, patches: Patches, layer: int) -> Callable:
         """Remember a block's output, and read it when the next block has run.
@@ -205,7 +206,7 @@ class Monitor:
                     now.waiting[layer] = _hidden(output)
             return output
 
-        return torch.compiler.disable(forward, reason="es.monitor reads the blocks of a model as they run")
+        return untraced(forward, reason="es.monitor reads the blocks of a model as they run")
 
     # ---- reading ----------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .moments import Moments
+from .moment_tensors import MomentTensors
 from .table import SteerTable
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -177,9 +177,9 @@ def center(center: Tensor | None, x: Tensor) -> Tensor | None:
     return center if x.dtype == torch.float64 else center.float().contiguous()
 
 
-def moments(moments: Moments, x: Tensor) -> None:
+def moments(moments: MomentTensors, x: Tensor) -> None:
     """Moments of the width and device of `x`."""
-    if not isinstance(moments, Moments):
+    if not isinstance(moments, MomentTensors):
         raise TypeError(f"moments must be a Moments, got {type(moments).__name__}")
     if moments.dim != x.shape[-1]:
         raise ValueError(f"moments have width {moments.dim}, x has {x.shape[-1]} columns")

@@ -15,9 +15,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from . import backends, sites
-from .moments import Moments
+from . import backends, cuda_module, sites
+from .moment_tensors import MomentTensors
 from .sites import Bound, Site
+from .strides import collapsed
 from .table import SteerTable
 
 MAX_DIM = 8192
@@ -43,12 +44,9 @@ def unavailable() -> str | None:
     if (found := torch.cuda.get_device_capability()) < _OLDEST:
         return f"the GPU has compute capability {found[0]}.{found[1]}, the kernels need 8.0 or later"
     try:
-        module = import_module("emosteer._cuda")
-    except ImportError as error:
-        return (
-            f"the compiled module emosteer._cuda is missing or does not load ({error}). Where nvcc is found, "
-            f"EMOSTEER_CUDA=1 pip install --force-reinstall --no-deps --no-binary emosteer emosteer builds it"
-        )
+        module = cuda_module.load()
+    except RuntimeError as error:
+        return str(error)
     try:
         module.launch_nothing(torch.cuda.current_device())
     except RuntimeError as error:
@@ -253,7 +251,9 @@ def project(x: Tensor, directions: Tensor, center: Tensor | None, cosine: bool) 
     return dots
 
 
-def moments_update_(moments: Moments, x: Tensor, token_group: Tensor | None, weight: Tensor | None) -> None:
+def moments_update_(
+    moments: MomentTensors, x: Tensor, token_group: Tensor | None, weight: Tensor | None
+) -> None:
     _rest().moments_update_(moments, x, token_group, weight)
 
 
@@ -299,24 +299,8 @@ def _columns(table: SteerTable, x: Tensor):
 
 def _rows(x: Tensor):
     """The rows of `x` by two strides; None where its leading dimensions do not collapse to two."""
-    make, item = _module(x).Rows, x.element_size()
-    if x.is_contiguous():
-        return make(x.data_ptr(), 1, x.shape[-1] * item, 0)
-    sizes: list[int] = []
-    strides: list[int] = []
-    for size, stride in zip(x.shape[:-1], x.stride()[:-1]):
-        if size == 1:
-            continue
-        if sizes and strides[-1] == size * stride:  # collapses into the dimension before
-            sizes[-1], strides[-1] = sizes[-1] * size, stride
-        else:
-            sizes.append(size)
-            strides.append(stride)
-    if len(sizes) > 2:
+    if (found := collapsed(x)) is None:
         return None
-    sizes, strides = [1] * (2 - len(sizes)) + sizes, [0] * (2 - len(strides)) + strides
-    if sizes[1] == 1:
-        return make(x.data_ptr(), 1, strides[0] * item, 0)
-    if sizes[0] == 1:
-        return make(x.data_ptr(), 1, strides[1] * item, 0)
-    return make(x.data_ptr(), sizes[1], strides[0] * item, strides[1] * item)
+    inner, outer_stride, inner_stride = found
+    item = x.element_size()
+    return _module(x).Rows(x.data_ptr(), inner, outer_stride * item, inner_stride * item)

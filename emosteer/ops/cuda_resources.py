@@ -8,9 +8,10 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+
+from . import cuda_module
 
 OPS = ("steer", "steer_rms_norm", "rms_norm", "project")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -59,7 +60,7 @@ def resources(op: str, dtype: str, dim: int, *, slots: int = 1, architecture: st
         raise ValueError(f"op must be one of {OPS} and dtype one of {DTYPES}, got {op!r} and {dtype!r}")
     registers, local = known[op, dtype]
     steers = op.startswith("steer")
-    threads, rows, shared = _module().shape(dim, slots if steers else 0)
+    threads, rows, shared = cuda_module.load().shape(dim, slots if steers else 0)
     return Resources(registers, shared + _SYSTEM_SHARED, threads * rows, rows, local)
 
 
@@ -100,18 +101,10 @@ def _named(symbol: str) -> tuple[str, str] | None:
     return op + ("_rms_norm" if normed else ""), _TYPES[dtype]
 
 
-def _module():
-    try:
-        return import_module("emosteer._cuda")
-    except ImportError as error:
-        raise RuntimeError(
-            f"the compiled module emosteer._cuda is missing or does not load ({error}); "
-            f"where nvcc is found, EMOSTEER_CUDA=1 pip install -e . builds it"
-        ) from error
-
-
 def _dump(*options: str) -> str:
-    done = subprocess.run([_cuobjdump(), *options, _module().__file__], capture_output=True, text=True)
+    done = subprocess.run(
+        [_cuobjdump(), *options, str(cuda_module.load().__file__)], capture_output=True, text=True
+    )
     if done.returncode:
         raise RuntimeError(f"cuobjdump {' '.join(options)} failed: {done.stderr.strip()}")
     return done.stdout

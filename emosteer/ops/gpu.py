@@ -26,7 +26,7 @@ from torch import Tensor
 
 from . import backends, cuda, sites
 from .extremes import fold_
-from .moments import Moments
+from .moment_tensors import MomentTensors
 from .sites import Bound, Site
 from .table import SteerTable
 
@@ -107,7 +107,9 @@ def project_extremes_(maximum: Tensor, total: Tensor, x: Tensor, directions: Ten
     fold_(_for("project_extremes", x, directions=directions.shape[0]), maximum, total, x, directions, *rest)
 
 
-def moments_update_(moments: Moments, x: Tensor, token_group: Tensor | None, weight: Tensor | None) -> None:
+def moments_update_(
+    moments: MomentTensors, x: Tensor, token_group: Tensor | None, weight: Tensor | None
+) -> None:
     _for("moments", x).moments_update_(moments, x, token_group, weight)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 from . import backends, checks, cpu, reference
 from .interchange import shared
-from .moments import Moments
+from .moment_tensors import MomentTensors
 from .table import SteerTable
 
+_Moments = TypeVar("_Moments", bound=MomentTensors)
 _is_compiling = torch.compiler.is_compiling
 _grad_enabled = torch.is_grad_enabled
 
@@ -222,8 +225,8 @@ def steer_rms_norm_(
 
 
 def moments_update_(
-    moments: Moments, x: Tensor, token_group: Tensor | None = None, weight: Tensor | None = None
-) -> Moments:
+    moments: _Moments, x: Tensor, token_group: Tensor | None = None, weight: Tensor | None = None
+) -> _Moments:
     """Count rows into streaming moments (formulas: `Moments`).
 
     Args:

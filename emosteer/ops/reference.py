@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .moments import Moments
+from .moment_tensors import MomentTensors
 from .table import SteerTable
 
 # Directions that repeat each other make the Gram matrix of a row singular; below this it counts as such.
@@ -203,7 +203,9 @@ def _keep_orthogonal(
     return shrink * inside + g * outside
 
 
-def moments_update_(moments: Moments, x: Tensor, token_group: Tensor | None, weight: Tensor | None) -> None:
+def moments_update_(
+    moments: MomentTensors, x: Tensor, token_group: Tensor | None, weight: Tensor | None
+) -> None:
     """Counts, per-group sums and the pooled second moment about `shift`, which the first tokens' mean sets."""
     rows = x.reshape(-1, x.shape[-1]).double()
     group = torch.zeros(len(rows), dtype=torch.long, device=x.device)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import public, reference
-from .moments import Moments
+from .moment_tensors import MomentTensors
 from .table import SteerTable
 
 _TABLE = (
@@ -87,7 +87,7 @@ def _moments_update_(
     token_group: Tensor | None,
     weight: Tensor | None,
 ) -> None:
-    moments = object.__new__(Moments)
+    moments = object.__new__(MomentTensors)
     moments.count, moments.sum, moments.shift, moments.started, moments.scatter = (
         count,
         sum,

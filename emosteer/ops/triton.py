@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .moments import Moments
+from .moment_tensors import MomentTensors
 from .precision import whole_float32
 from .sites import Bound, Site
+from .strides import collapsed
 from .table import SteerTable
 
 # The kernel that takes one triangle does half the products of cuBLAS on the whole square, each as six bfloat16
@@ -52,7 +53,7 @@ def unavailable() -> str | None:
 
 def steer_(x: Tensor, directions: Tensor, table: SteerTable, token_row: Tensor | None, scale: float) -> None:
     launches = _launches()
-    if (rows := launches.Rows.of(x)) is None:
+    if (rows := _rows(x)) is None:
         steered = x.contiguous()
         steer_(steered, directions, table, token_row, scale)
         x.copy_(steered)
@@ -89,7 +90,7 @@ def steer_rms_norm_(
     weight_offset: float,
 ) -> Tensor:
     launches = _launches()
-    if (rows := launches.Rows.of(x)) is None:
+    if (rows := _rows(x)) is None:
         stream = x.contiguous()
         normed = steer_rms_norm_(
             stream, weight, directions, table, token_row, scale, residual, eps, weight_offset
@@ -220,7 +221,9 @@ def _capability(device: int) -> tuple[int, int] | None:
     return None if torch.version.hip else torch.cuda.get_device_capability(device)
 
 
-def moments_update_(moments: Moments, x: Tensor, token_group: Tensor | None, weight: Tensor | None) -> None:
+def moments_update_(
+    moments: MomentTensors, x: Tensor, token_group: Tensor | None, weight: Tensor | None
+) -> None:
     """Nothing here asks the device for a value: what the first update decides is decided by masks."""
     launches = _launches()
     x, rows = _readable(x)
@@ -295,10 +298,16 @@ def _device(x: Tensor):
     return torch.cuda.device_of(x)
 
 
+def _rows(x: Tensor):
+    """The rows of `x` by two strides; None where its leading dimensions do not collapse to two."""
+    found = collapsed(x)
+    return None if found is None else _launches().Rows(*found)
+
+
 def _readable(x: Tensor):
     """`x` and its rows, copied where more than two strides would be needed."""
-    rows = _launches().Rows.of(x)
-    return (x, rows) if rows is not None else (x := x.contiguous(), _launches().Rows.of(x))
+    rows = _rows(x)
+    return (x, rows) if rows is not None else (x := x.contiguous(), _rows(x))
 
 
 def _weight(weight: Tensor, x: Tensor) -> Tensor:

@@ -4,7 +4,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launches import MOST_RESIDENT_SLOTS, SLOTS, WARP_ELEMENTS, Launch, row_block
+from .launches import Launch, row_block
+from .launches.plan import WARP_ELEMENTS
+from .launches.steering import MOST_RESIDENT_SLOTS, SLOTS
 from .paths import kernel
 from .row_update import steered
 from .rows import added_row

@@ -16,7 +16,8 @@ from types import SimpleNamespace
 import torch
 
 from . import launches
-from .launches import SLOTS, Launch, Rows
+from .launches import Launch, Rows
+from .launches.steering import SLOTS
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Widths of models from 135M to 405B parameters, one for each block; above 8192 rows come in blocks.

@@ -28,7 +28,7 @@ from emosteer.harnesses.inspect_ai.requests import Answer, Request
 from emosteer.sweep.plan import Generation
 
 QUESTIONS = ("hello there", "he", "What now, my old friend? Tell me of the sea, ", "I am so")
-WORDS = ("add calm 0.4", "add angry -0.3 + cap calm 0.0", None)
+WORDS = ("calm +0.4", "angry -0.3; calm <= 0", None)
 PROGRAMS = (es.add("calm", 0.4), es.add("angry", -0.3) + es.cap("calm", 0.0), es.programs.Program())
 
 
@@ -258,7 +258,7 @@ def test_on_the_built_in_model(smollm2, tmp_path):
     ask = ("How was your day?", "Say what you see at the window of the train, please.")
     samples = [Sample(q, target="day") for q in ask]
     given = Task(samples, solver=generate(), scorer=includes(), config=GenerateConfig(max_tokens=10))
-    arguments = dict(bank=str(tmp_path / "bank.safetensors"), layers=14, steer="add joyful 0.4")
+    arguments = dict(bank=str(tmp_path / "bank.safetensors"), layers=14, steer="joyful +0.4")
     (log,) = ran(tmp_path, given, model="emosteer/smollm2", model_args=arguments)
     for question, text in texts(log).items():
         assert text == alone(model, tok, bank, es.add("joyful", 0.4), question, tokens=10, layers=14)
@@ -271,9 +271,10 @@ def test_what_is_wrong_is_named(folder, provider, tmp_path):
     name, bank = str(folder / "model"), str(folder / "bank.safetensors")
     for arguments, message in (
         ({"bank": None}, "bank is missing"),
-        ({"steer": "calm 0.1"}, 'expected "add calm 0.1"'),
-        ({"steer": "add clam 0.1"}, "did you mean 'calm'"),
-        ({"steer": " + ".join(["add calm 0.1"] * 5)}, "steer combines 5 directions"),
+        ({"steer": "calm 0.1"}, "write calm"),
+        ({"steer": "add calm 0.1"}, 'write "calm [+]0.1"'),
+        ({"steer": "clam +0.1"}, "did you mean 'calm'"),
+        ({"steer": "; ".join(["calm +0.1"] * 5)}, "steer combines 5 directions"),
         ({"layers": "a"}, "layers must be"),
         ({"positions": "some"}, "positions must be"),
         ({"dtype": "float7"}, "dtype must be"),
@@ -307,7 +308,7 @@ def test_the_command_line_says_what_is_wrong_without_a_traceback(folder, tmp_pat
     )
     command = [
         sys.executable, "-m", "inspect_ai", "eval", "task.py", "--model", f"emosteer/{folder / 'model'}",
-        "-M", f"bank={folder / 'bank.safetensors'}", "-M", "steer=add clam 0.1", "--display", "plain",
+        "-M", f"bank={folder / 'bank.safetensors'}", "-M", "steer=clam +0.1", "--display", "plain",
     ]  # fmt: skip
     found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     said = " ".join((found.stdout + found.stderr).split())

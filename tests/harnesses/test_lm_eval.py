@@ -17,7 +17,7 @@ from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
-from emosteer.harnesses.lm_eval import SteeredLM, evaluate, program_of
+from emosteer.harnesses.lm_eval import SteeredLM, evaluate
 from emosteer.harnesses.lm_eval.table import grid
 
 QUESTIONS = [
@@ -149,7 +149,7 @@ def test_as_the_harness_makes_it(model, tok, bank, tasks, tmp_path):
     bank.save(tmp_path / "bank.safetensors")
     arguments = f"pretrained={tmp_path / 'model'},bank={tmp_path / 'bank.safetensors'},layers=1+2"
     found = {}
-    for steer in ("", ",steer=add calm 0.4", ",steer=add angry -0.3 + cap calm 0.0"):
+    for steer in ("", ",steer=calm +0.4", ",steer=angry -0.3; calm <= 0"):
         results = simple_evaluate(
             model="emosteer",
             model_args=arguments + steer,
@@ -200,15 +200,6 @@ def test_the_command(model, tok, bank, tasks, tmp_path):
     lines = [line.split() for line in done.output.splitlines()]
     assert ["task", "metric", "concept", "0", "0.2", "0.4", "program"] in lines
     assert any(line[:3] == ["which", "acc", "calm"] and len(line) > 5 for line in lines)
-
-
-def test_programs_in_words():
-    assert program_of("add calm 0.1") == es.add("calm", 0.1)
-    assert program_of("add at ease -0.1 + ablate angry") == es.add("at ease", -0.1) + es.ablate("angry")
-    assert program_of(None) == es.programs.Program()
-    for wrong in ("calm 0.1", "add calm", "add 0.1", "ablate", "add calm much", ""):
-        with pytest.raises(ValueError, match='expected "add calm 0.1"'):
-            program_of(wrong)
 
 
 def test_wrong_arguments(model, tok, bank, lm, tmp_path):

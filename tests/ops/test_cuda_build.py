@@ -1,11 +1,15 @@
 """setup.py builds `emosteer._cuda` where nvcc is found; EMOSTEER_CUDA leaves it out or insists on it."""
 
+import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from emosteer.ops import cuda, cuda_resources
 
 ROOT = Path(__file__).parents[2]
 # setup.py without setup(): prints the modules that it would build, then builds the last where asked to.
@@ -81,3 +85,14 @@ def test_an_old_toolkit(tmp_path):
     done = run(str(nvcc), "1", tmp_path)
     assert done.returncode != 0
     assert "compiles for none of sm_80, sm_90, sm_100" in done.stderr
+
+
+def test_a_wheel_without_them_says_how_to_get_them(monkeypatch):
+    monkeypatch.setitem(sys.modules, "emosteer._cuda", None)  # as if it were not there
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    cuda_resources.architectures.cache_clear()
+    for said in (cuda.unavailable(), importlib.import_module("emosteer.cli.doctor")._architectures()):
+        assert "no CUDA kernels, as wheels have none" in said
+        assert "EMOSTEER_CUDA=1 pip install" in said
+        assert "pip install triton" in said

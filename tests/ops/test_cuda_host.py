@@ -193,7 +193,7 @@ def test_one_empty_launch_decides(kernels, monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     loads = types.SimpleNamespace(launch_nothing=fails)
-    monkeypatch.setattr(cuda, "import_module", lambda _name: loads)
+    monkeypatch.setattr(cuda.cuda_module, "load", lambda: loads)
     backends.unavailable.cache_clear()
     try:
         reason = backends.unavailable("cuda")

@@ -12,8 +12,9 @@ from inspect_ai.model import ChatMessage, GenerateConfig, ModelAPI, ModelOutput,
 from inspect_ai.tool import ToolChoice, ToolInfo
 
 from emosteer.programs import Program
+from emosteer.spelling import layers as layers_of
+from emosteer.spelling import program_of
 from emosteer.sweep.plan import Generation
-from emosteer.words import layers_of, program_of
 
 from .refusal import refusing
 from .requests import Request
@@ -40,11 +41,11 @@ UNSUPPORTED = (
 class SteeredAPI(ModelAPI):
     """A steered model for inspect_ai.
 
-        get_model("emosteer/smollm2", bank="emotions.safetensors", steer="add calm 0.1")
+        get_model("emosteer/smollm2", bank="emotions.safetensors", steer="calm +0.1")
 
     Providers that differ only in `steer` share one loaded model, and requests that come at the same time
     one batch, each with its own program: an evaluation of many strengths loads once. One request may have
-    a program of its own: `generate(extra_body={"steer": "add calm 0.2"})`. Without a temperature the
+    a program of its own: `generate(extra_body={"steer": "calm +0.2"})`. Without a temperature the
     likeliest token is taken; with one, a request's random numbers come from its seed and prompt alone.
 
     Args:
@@ -52,9 +53,9 @@ class SteeredAPI(ModelAPI):
         base_url, api_key: there is no server; None.
         config: of inspect_ai.
         bank: the path of a bank file.
-        steer: a program, or one in words: "add calm 0.1 + cap angry 0"; None for none.
-        layers: of `es.steer`, or in words: 14, 0.66, "12+13+14".
-        positions: "all", "prompt", "generated" or a slice in words, "-1:".
+        steer: a program, or one as text: "calm +0.1; angry <= 0"; None for none.
+        layers: of `es.steer`, or as text: 14, 0.66, "12-14", "12+15".
+        positions: "all", "prompt", "generated" or a slice as text, "-1:".
         relative, preserve_norm: of `es.steer`.
         device, dtype, revision: for `es.load`.
         batch_size: requests in a batch, and in flight.

@@ -7,7 +7,7 @@ Importing this package registers the model type "emosteer"; `python -m emosteer.
 harness's own command with it.
 """
 
-from emosteer.words import program_of
+from emosteer.spelling import program_of
 
 from .model import SteeredLM
 from .table import Score, evaluate

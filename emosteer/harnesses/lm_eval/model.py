@@ -11,8 +11,9 @@ import torch
 from emosteer.bank import Bank
 from emosteer.models.loading import load
 from emosteer.programs import Program
+from emosteer.spelling import layers as layers_of
+from emosteer.spelling import program_of
 from emosteer.steering import steer
-from emosteer.words import layers_of, program_of
 
 try:
     from lm_eval.api.registry import register_model
@@ -33,7 +34,7 @@ class SteeredLM(HFLM):
     Args:
         pretrained: a name for `es.load`, or a model; then `tokenizer` is its tokenizer.
         bank: a bank or the path of its file.
-        steer: a program, or one in words: "add calm 0.1 + cap angry 0"; None for none.
+        steer: a program, or one as text: "calm +0.1; angry <= 0"; None for none.
         layers, relative, preserve_norm: of `es.steer`.
         slots: directions that a program may combine.
         device, dtype, revision: for `es.load`.

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from emosteer import programs as verbs
-from emosteer.programs import Program
-from emosteer.words import VERBS
+from emosteer.programs import VERBS, Program
 
 from ..metrics import KINDS, Metric
 
