@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as every_module
 
 from emosteer import ops
-from emosteer.ops import SteerTable, backends, checks, formula
+from emosteer.ops import SteerTable, checks, formula
 
 from .levels import DIFFERENTIABLE, FORMULA, IN_PLACE, OFF, Level, Pass
 from .norms import RmsNorm
@@ -349,6 +349,7 @@ class NormForward(Replacement):
         self.block = block
         self.layer = None if block is None else block.layer
         self.site: ops.Site | None = None
+        self.norm_site: ops.NormSite | None = None
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         now = self.level.now
@@ -362,7 +363,11 @@ class NormForward(Replacement):
         if now.pending is None or now.pending != self.layer:
             if other or x.stride(-1) != 1:
                 return self.original(x, *args, **kwargs)
-            return backends.of(x.device).rms_norm(x, weight, self.eps, self.offset)
+            norm_site = self.norm_site
+            if norm_site is None or norm_site.weight is not weight:
+                norm_site = ops.NormSite(weight, eps=self.eps, weight_offset=self.offset)
+                self.norm_site = norm_site
+            return norm_site(x)
         now.pending = None
         block, table, token_row = self.block, self.level.table, now.token_row_on(x.device)
         assert block is not None  # who leaves its steering here

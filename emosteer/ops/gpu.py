@@ -27,7 +27,7 @@ from torch import Tensor
 from . import backends, cuda, sites
 from .extremes import fold_
 from .moment_tensors import MomentTensors
-from .sites import Bound, Site
+from .sites import Bound, BoundNorm, NormSite, Site
 from .table import SteerTable
 
 # Elements that move in the time of one launch of Triton's: 64 MiB of reads and writes in bfloat16.
@@ -96,6 +96,17 @@ def bind(site: Site, dtype: torch.dtype) -> Bound:
         return (few if x.numel() <= LAUNCH_BOUND_ELEMENTS else many)(x, token_row)
 
     return bound
+
+
+def bind_norm(site: NormSite, dtype: torch.dtype) -> BoundNorm:
+    """As `bind`."""
+    dim = len(site.weight)
+    name = choose("rms_norm", 1, dim)
+    few = sites.bind_norm(import_module(f"emosteer.ops.{name}"), site, dtype)
+    if name != "cuda" or choose("rms_norm", LAUNCH_BOUND_ELEMENTS, dim) == "cuda":
+        return few
+    many = sites.bind_norm(import_module("emosteer.ops.triton"), site, dtype)
+    return lambda x: (few if x.numel() <= LAUNCH_BOUND_ELEMENTS else many)(x)
 
 
 def project(x: Tensor, directions: Tensor, center: Tensor | None, cosine: bool) -> Tensor:

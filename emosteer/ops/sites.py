@@ -18,9 +18,63 @@ from .table import SteerTable
 
 # (x, token_row) → the normalised stream, of contiguous rows; x is steered in place.
 Bound = Callable[[Tensor, "Tensor | None"], Tensor]
+# The normalised rows of contiguous ones.
+BoundNorm = Callable[[Tensor], Tensor]
 
 
-class Site:
+class _Place:
+    """A norm, and what was bound to it, by the dtype of the rows and the backend that is asked for."""
+
+    def __init__(self, weight: Tensor, eps: float, weight_offset: float) -> None:
+        self.weight, self.eps, self.weight_offset = weight, checks.eps(eps), float(weight_offset)
+        self._dim = weight.shape[-1]
+        self._bound: dict[tuple[torch.dtype, str | None], Callable[..., Tensor]] = {}
+        self._address = 0
+
+    def _weight_has_moved(self, x: Tensor) -> None:
+        checks.norm_weight(self.weight, x)
+        self._bound.clear()
+        self._address = self.weight.data_ptr()
+
+    def _keep(self, x: Tensor, bound: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        self._bound[x.dtype, backends.asked_here()] = bound
+        return bound
+
+
+class NormSite(_Place):
+    """`rms_norm` with everything but the rows bound: `normed = site(x)`.
+
+    Formula, arguments and errors as `emosteer.ops.rms_norm`. A weight that moves, to another address or type, is
+    bound anew; rows that are not contiguous take the operation.
+
+    Args:
+        weight: `[D]` of the norm.
+        eps, weight_offset: as in `rms_norm`.
+
+    Raises:
+        TypeError, ValueError: the message names the argument.
+    """
+
+    def __init__(self, weight: Tensor, *, eps: float = 1e-6, weight_offset: float = 0.0) -> None:
+        super().__init__(weight, eps, weight_offset)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The normalised rows of `x` `[..., D]`."""
+        if self.weight.data_ptr() != self._address:
+            self._weight_has_moved(x)
+        bound = self._bound.get((x.dtype, backends.asked_here())) or self._bind(x)
+        if x.shape[-1] != self._dim or x.device != self.weight.device or not x.is_contiguous():
+            checks.rows_of(x)
+            checks.norm_weight(self.weight, x)
+            return backends.of(x.device).rms_norm(x, self.weight, self.eps, self.weight_offset)
+        return bound(x)
+
+    def _bind(self, x: Tensor) -> BoundNorm:
+        checks.rows_of(x)
+        return self._keep(x, bind_norm(backends.of(x.device), self, x.dtype))
+
+
+class Site(_Place):
     """`steer_rms_norm_` with everything but the rows bound: `normed = site(x, token_row)`.
 
     Formula, arguments and errors as `emosteer.ops.steer_rms_norm_`, without a residual; what is bound is
@@ -47,17 +101,15 @@ class Site:
         eps: float = 1e-6,
         weight_offset: float = 0.0,
     ) -> None:
-        self.weight, self.directions, self.table = weight, directions, table
-        self.scale, self.eps, self.weight_offset = checks.scale(scale), checks.eps(eps), float(weight_offset)
+        super().__init__(weight, eps, weight_offset)
+        self.directions, self.table, self.scale = directions, table, checks.scale(scale)
         self._dim, self._rows = directions.shape[-1], table.rows
         self._device = directions.device
-        self._bound: dict[tuple[torch.dtype, str | None], Bound] = {}
-        self._address = 0
 
     def __call__(self, x: Tensor, token_row: Tensor | None = None) -> Tensor:
         """Steer `x` `[..., D]`, contiguous, in place; the normalised stream."""
         if self.weight.data_ptr() != self._address:
-            self._check(x)
+            self._weight_has_moved(x)
         bound = self._bound.get((x.dtype, backends.asked_here())) or self._bind(x)
         if x.shape[-1] != self._dim or x.device != self._device or not x.is_contiguous():
             self._refuse(x)
@@ -68,18 +120,11 @@ class Site:
             token_row = checks.index(token_row, "token_row", x.numel() // self._dim, x)
         return bound(x, token_row)
 
-    def _check(self, x: Tensor) -> None:
-        checks.norm_weight(self.weight, x)
-        self._bound.clear()
-        self._address = self.weight.data_ptr()
-
     def _bind(self, x: Tensor) -> Bound:
         checks.rows_of(x)
         checks.directions(self.directions, x)
         checks.table(self.table, self._rows, None, x)
-        bound = bind(backends.of(x.device), self, x.dtype)
-        self._bound[x.dtype, backends.asked_here()] = bound
-        return bound
+        return self._keep(x, bind(backends.of(x.device), self, x.dtype))
 
     def _refuse(self, x: Tensor) -> None:
         checks.rows_of(x)
@@ -96,3 +141,10 @@ def bind(run: ModuleType, site: Site, dtype: torch.dtype) -> Bound:
         return run.bind(site, dtype)
     rest = site.scale, None, site.eps, site.weight_offset
     return lambda x, row: run.steer_rms_norm_(x, site.weight, site.directions, site.table, row, *rest)
+
+
+def bind_norm(run: ModuleType, site: NormSite, dtype: torch.dtype) -> BoundNorm:
+    """By what a backend has for it, or by its operation."""
+    if hasattr(run, "bind_norm"):
+        return run.bind_norm(site, dtype)
+    return lambda x: run.rms_norm(x, site.weight, site.eps, site.weight_offset)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from .moment_tensors import MomentTensors
 from .precision import whole_float32
-from .sites import Bound, Site
+from .sites import Bound, BoundNorm, NormSite, Site
 from .strides import collapsed
 from .table import SteerTable
 
@@ -122,47 +123,84 @@ def bind(site: Site, dtype: torch.dtype) -> Bound:
     """`steer_rms_norm_` of contiguous rows of a dtype: compiled kernels are kept by the number of rows."""
     weight, directions, table = site.weight, site.directions, site.table
     rest = site.scale, None, site.eps, site.weight_offset
-    device = directions.device
-    kept: dict[tuple, Any] = {}
+
+    def launch(x: Tensor, normed: Tensor, token_row: Tensor | None) -> Any:
+        scale, _, eps, offset = rest
+        launches, rows = _launches(), _launches().Rows.dense(x)
+        arguments = x, rows, None, rows, normed, _weight(weight, x), directions, _checked(table), token_row
+        return launches.steer_rms_norm(*arguments, scale, eps, offset)
+
+    if not _keeps(weight, dtype):
+        return lambda x, row: steer_rms_norm_(x, weight, directions, table, row, *rest)
+    spread = _kept(directions.device, launch, ("x", "residual", "normed"))
+    given = _kept(directions.device, launch, ("x", "residual", "normed", "token_row"))
     empty_like = torch.empty_like
 
-    def first(x: Tensor, token_row: Tensor | None, normed: Tensor, key: tuple) -> None:
-        launches, rows = _launches(), _launches().Rows.dense(x)
-        scale, _, eps, offset = rest
-        arguments = x, rows, None, rows, normed, _weight(weight, x), directions, _checked(table), token_row
-        with _device(x):
-            launch = launches.steer_rms_norm(*arguments, scale, eps, offset)
-            if len(kept) >= _MOST_KEPT:
-                kept.clear()
-            changing = "x", "residual", "normed", *(() if token_row is None else ("token_row",))
-            kept[key] = import_module("emosteer.kernels.kept").Kept(launch, *changing)
-
     def bound(x: Tensor, token_row: Tensor | None) -> Tensor:
-        if not capable:
-            return steer_rms_norm_(x, weight, directions, table, token_row, *rest)
         normed = empty_like(x)
         of_x, of_normed = x.data_ptr(), normed.data_ptr()
-        key = x.numel(), token_row is None, (of_x | of_normed) & 15
-        launch = kept.get(key)
-        if launch is None:
-            first(x, token_row, normed, key)
-        elif current_device() != device.index:
-            with _device(x):
-                launch.start(stream(device.index), of_x, of_x, of_normed, *_addresses(token_row))
-        elif token_row is None:
-            launch.start(stream(device.index), of_x, of_x, of_normed)
+        if token_row is None:
+            spread((x, normed, None), x.numel(), (of_x | of_normed) & 15, of_x, of_x, of_normed)
         else:
-            launch.start(stream(device.index), of_x, of_x, of_normed, token_row.data_ptr())
+            of_row = token_row.data_ptr()
+            given((x, normed, token_row), x.numel(), (of_x | of_normed) & 15, of_x, of_x, of_normed, of_row)
         return normed
 
-    capable = weight.dtype in (dtype, torch.float32) and not _launches().INTERPRETED
-    if capable:
-        current_device, stream = torch._C._cuda_getDevice, torch._C._cuda_getCurrentRawStream
     return bound
 
 
-def _addresses(token_row: Tensor | None) -> tuple[int, ...]:
-    return () if token_row is None else (token_row.data_ptr(),)
+def bind_norm(site: NormSite, dtype: torch.dtype) -> BoundNorm:
+    """`rms_norm` of contiguous rows of a dtype: compiled kernels are kept by the number of rows."""
+    weight, eps, offset = site.weight, site.eps, site.weight_offset
+
+    def launch(x: Tensor, normed: Tensor) -> Any:
+        return _launches().rms_norm(x, _launches().Rows.dense(x), normed, _weight(weight, x), eps, offset)
+
+    if not _keeps(weight, dtype):
+        return lambda x: rms_norm(x, weight, eps, offset)
+    run, empty_like = _kept(weight.device, launch, ("x", "out")), torch.empty_like
+
+    def bound(x: Tensor) -> Tensor:
+        normed = empty_like(x)
+        of_x, of_normed = x.data_ptr(), normed.data_ptr()
+        run((x, normed), x.numel(), (of_x | of_normed) & 15, of_x, of_normed)
+        return normed
+
+    return bound
+
+
+def _keeps(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether launches can be kept: the interpreter has none, and a weight of another dtype is copied in each."""
+    return weight.dtype in (dtype, torch.float32) and not _launches().INTERPRETED
+
+
+def _kept(device: torch.device, launch: Callable[..., Any], changing: tuple[str, ...]) -> Callable[..., None]:
+    """Launches kept by number of elements and alignment: `run(tensors, elements, alignment, *addresses)`.
+
+    Args:
+        device: of the tensors.
+        launch: makes it from the tensors when it is first wanted.
+        changing: the arguments that `addresses` are of.
+    """
+    kept: dict[tuple[int, int], Any] = {}
+    current_device, stream = torch._C._cuda_getDevice, torch._C._cuda_getCurrentRawStream
+    index = device.index
+
+    def run(tensors: tuple[Any, ...], elements: int, alignment: int, *addresses: int) -> None:
+        known = kept.get((elements, alignment))
+        if known is None:
+            if len(kept) >= _MOST_KEPT:
+                kept.clear()
+            with _device(tensors[0]):
+                made = import_module("emosteer.kernels.kept").Kept(launch(*tensors), *changing)
+            kept[elements, alignment] = made
+        elif current_device() != index:
+            with _device(tensors[0]):
+                known.start(stream(index), *addresses)
+        else:
+            known.start(stream(index), *addresses)
+
+    return run
 
 
 def project(x: Tensor, directions: Tensor, center: Tensor | None, cosine: bool) -> Tensor:
