@@ -23,8 +23,9 @@ BIN := $(VENV)/bin
 STAMPS := .stamps
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
-# Tests run in so many processes of one thread each; those of one group (Ray, …) in the same.
-JOBS ?= $(shell n=$$(nproc); echo $$(( n < 8 ? n : 8 )))
+# Tests run in so many processes of one thread each; those of one group (Ray, …) in the same. One more than there are
+# cores, since some wait for compilers or processes that they have killed.
+JOBS ?= $(shell n=$$(nproc); echo $$(( n < 8 ? n + 1 : 8 )))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n $(JOBS) --dist loadgroup
 SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh kernels/cuda/*.cuh)
 

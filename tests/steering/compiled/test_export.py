@@ -33,13 +33,15 @@ def logits(model):
 
 
 @pytest.fixture
-def exported(model, bank, tmp_path):
+def exported(model, bank, tmp_path, request):
+    """Steered everywhere with room for four directions, or by what `parametrize` says."""
+    where = getattr(request, "param", {"layers": "all"})
     export = runpy.run_path(str(ROOT / "examples" / "export_steered.py"))["export"]
     expected = {}
     for name, program in PROGRAMS.items():
-        with es.steer(model, bank, [program, None], layers="all", positions=slice(1, None)):
+        with es.steer(model, bank, [program, None], positions=slice(1, None), **where):
             expected[name] = logits(model)
-    with es.steer(model, bank, [None, None], layers="all", positions=slice(1, None)) as steering:
+    with es.steer(model, bank, [None, None], positions=slice(1, None), **where) as steering:
         path = export(steering, INPUTS, PROGRAMS, tmp_path)
     return path, expected
 
@@ -54,6 +56,7 @@ def test_run_without_emosteer(exported, tmp_path):
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("exported", [{"layers": [1], "slots": 2}], indirect=True)  # a C++ compiler is slow
 def test_compiled_ahead_of_time(exported, tmp_path):
     path, expected = exported
     package = torch._inductor.aoti_compile_and_package(
