@@ -27,6 +27,13 @@ START, TRIP, REDUCTION, STEP = 1.0e-6, 0.6e-6, 0.15e-6, 0.35e-6
 # and 2.5 µs of the driver's), and between two kernels inside one.
 LAUNCH = {"cuda": 4.3e-6, "triton": 6.3e-6}
 GRAPH_GAP = 1.2e-6
+# The same for a norm of a steered model in eager code, one that steers and one that does not, and for an operation of
+# torch's own; the kernels of an RMS norm as transformers writes it; one copy to another card.
+NORM_LAUNCH = {"cuda": (7.0e-6, 12.2e-6), "triton": (9.4e-6, 9.4e-6)}
+TORCH_LAUNCH, NORM_KERNELS, TRANSFER = 5.0e-6, 8, 10.0e-6
+# Launches that the formula adds to a compiled pass with room for several directions a row
+# (`tests/steering/compiled/test_kernels.py`); to a layer it adds none.
+PASS_LAUNCHES = 8
 # Products on tensor cores for one of float32 ("bf16x6"; "tf32x3" takes as long).
 PRODUCTS = 6
 # Threads that a multiprocessor holds of a kernel that keeps a row, and of one that multiplies tiles.
@@ -171,7 +178,8 @@ class Decoder:
 
     Attributes:
         context: tokens in the cache of each sequence.
-        launches: kernels of one step.
+        launches: kernels of one step, written as leanly as can be.
+        eager_launches: kernels of one step of transformers in eager code.
     """
 
     parameters: float = 8.03e9
@@ -180,6 +188,7 @@ class Decoder:
     kv_dim: int = 1024
     context: int = 2048
     launches: int = 480
+    eager_launches: int = 1400
     item: int = 2
 
     def step(self, device: Device, batch: int) -> float:
@@ -205,4 +214,30 @@ class Decoder:
             "eager": self.layers * max(alone + GRAPH_GAP, LAUNCH[backend]) / eager,
             "graph": self.layers * (alone + GRAPH_GAP) / step,
             "fused": self.layers * (both - norm) / step,
+        }
+
+    def added(self, device: Device, batch: int, backend: str) -> dict[str, float]:
+        """Seconds that steering every layer by `es.steer` adds to a step in its mode; less than 0: it takes less.
+
+        eager: the norms run on the kernel, those that read a block steer too; a step takes what its caller or its
+        device takes longer. two_cards: the same, and a copy of `token_row` to the other card. compiled: the formula
+        inside the kernels that are there, which wait for a direction and three sums more.
+        """
+        step, norms = self.step(device, batch), 2 * self.layers + 1
+        called = self.eager_launches * TORCH_LAUNCH
+        steering, other = NORM_LAUNCH[backend]
+        theirs = norms * NORM_KERNELS
+        saved = theirs * TORCH_LAUNCH - self.layers * steering - (norms - self.layers) * other
+        norm, both = (
+            work(op, batch, self.dim, self.item).seconds(device) for op in ("rms_norm", "steer_rms_norm_")
+        )
+        on_device = theirs * START - norms * norm - self.layers * (both - norm)
+        eager = max(step, called - saved) - max(step, called) - (on_device if step > called else 0.0)
+        row = work("steer_", batch, self.dim, self.item)
+        more = (row.least - 2 * batch * self.dim * self.item) / (BANDWIDTH_SHARE * device.bandwidth)
+        layer = more + TRIP + 3 * REDUCTION
+        return {
+            "eager": eager,
+            "two_cards": eager + TRANSFER,
+            "compiled": self.layers * layer + PASS_LAUNCHES * (START + GRAPH_GAP),
         }

@@ -177,7 +177,7 @@ def _counted(op: str, tokens: int, dim: int, dtype: str, backend: str) -> Work:
 
 
 def shares() -> list[dict[str, Any]]:
-    """The predicted share of a decode step of an 8B model, all layers steered."""
+    """The predicted share of a decode step of an 8B model, all layers steered, and µs that `es.steer` adds to it."""
     model = Decoder()
     return [
         {
@@ -188,6 +188,10 @@ def shares() -> list[dict[str, Any]]:
             **{
                 f"predicted_{mode}": f"{share:.2%}"
                 for mode, share in model.shares(device, batch, backend).items()
+            },
+            **{
+                f"predicted_added_us_{mode}": f"{seconds * 1e6:+.0f}"
+                for mode, seconds in model.added(device, batch, backend).items()
             },
         }
         for backend in LAUNCH
@@ -225,7 +229,9 @@ def markdown(found: list[dict[str, Any]]) -> str:
         f"## {dtype}, D = {width}; predicted µs for 1 to 65,536 tokens\n\n{_table(chosen, skip=('dtype', 'D'))}\n"
         f"## Predicted share of a decode step, 8B parameters, all 32 layers steered\n\n"
         f"eager: a kernel and its launch a layer; graph: the same inside a CUDA graph; fused: what steering inside\n"
-        f"the norm adds to the norm.\n\n{_table(shares())}\n"
+        f"the norm adds to the norm. Added µs: what `es.steer` adds to a step of transformers, where the other norms\n"
+        f"are computed by the kernel too: in eager code, over two cards, and compiled in a CUDA graph.\n\n"
+        f"{_table(shares())}\n"
         f"## Every dtype and width: registers / shared bytes / occupancy\n\n{_table(_taken(found))}"
     )
 

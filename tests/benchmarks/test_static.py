@@ -1,6 +1,7 @@
 """`emosteer bench static`: the counts, the limits of a multiprocessor, and the files it writes."""
 
 import csv
+import dataclasses
 import os
 import subprocess
 import sys
@@ -96,6 +97,18 @@ def test_shares_of_a_decode_step():
             shares = Decoder().shares(device, batch, "triton")
             assert 0 < shares["fused"] < shares["graph"]
             assert shares["eager"] > 0
+
+
+def test_what_steering_adds_to_a_step():
+    """Fewer launches than the norms make by themselves; compiled, it waits more; large batches hide the caller."""
+    for device in DEVICES:
+        for backend in ("cuda", "triton"):
+            one, many = (Decoder().added(device, batch, backend) for batch in (1, 256))
+            assert one["eager"] < one["two_cards"] < 0 < one["compiled"] < many["compiled"]
+            assert abs(many["eager"]) < Decoder().step(device, 256)
+    h100 = next(device for device in DEVICES if device.name == "H100")
+    slow = dataclasses.replace(h100, bandwidth=h100.bandwidth / 10)  # its caller is never waited for
+    assert 0 > Decoder().added(slow, 1, "triton")["eager"] > Decoder().added(h100, 1, "triton")["eager"]
 
 
 def test_the_command(tmp_path):
