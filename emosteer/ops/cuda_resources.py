@@ -102,9 +102,8 @@ def _named(symbol: str) -> tuple[str, str] | None:
 
 
 def _dump(*options: str) -> str:
-    done = subprocess.run(
-        [_cuobjdump(), *options, str(cuda_module.load().__file__)], capture_output=True, text=True
-    )
+    module = str(cuda_module.load().__file__)  # before the tool: without kernels none is needed
+    done = subprocess.run([_cuobjdump(), *options, module], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"cuobjdump {' '.join(options)} failed: {done.stderr.strip()}")
     return done.stdout

@@ -91,6 +91,9 @@ def test_a_wheel_without_them_says_how_to_get_them(monkeypatch):
     monkeypatch.setitem(sys.modules, "emosteer._cuda", None)  # as if it were not there
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(cuda_resources, "find_spec", lambda _: None)  # nor triton, nor a toolkit
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CUDA_HOME", raising=False)
     cuda_resources.architectures.cache_clear()
     for said in (cuda.unavailable(), importlib.import_module("emosteer.cli.doctor")._architectures()):
         assert "no CUDA kernels, as wheels have none" in said
