@@ -12,12 +12,13 @@ from torch.nn.modules import module as every_module
 from emosteer import ops
 from emosteer.ops import SteerTable, backends, checks, formula
 
+from .blocks import same_tensor
 from .levels import DIFFERENTIABLE, FORMULA, IN_PLACE, OFF, Level, Pass
 from .norms import RmsNorm
 from .patching import Replacement, first_tensor, with_first_tensor
 from .positions import Positions
 from .sequences import Sequences, seen_through
-from .token_rows import IDLE, NO_ROW, TokenRows, parameter_names, tokens_of, traced_rows
+from .token_rows import IDLE, NO_ROW, TokenRows, more_than_text, parameter_names, tokens_of, traced_rows
 
 MASK = "attention_mask"
 # Where a block finds the pass that it belongs to when it is run again for its gradient.
@@ -61,6 +62,7 @@ class StackForward(Replacement):
         self.level = level
         self.positions = Positions("all", 1)
         self.watched: tuple[nn.Module, ...] = ()
+        self.given: frozenset[str] = frozenset()
 
     def installed(self, owner: Any, name: str, before: Any, original: Callable) -> None:
         super().installed(owner, name, before, original)
@@ -74,22 +76,26 @@ class StackForward(Replacement):
         now = level.now
         outer = (
             *(now.mode, now.token_row, now.row, now.keep),
-            *(now.slot, now.inverse, now.fused, now.pending),
+            *(now.slot, now.inverse, now.fused, now.pending, now.left),
         )
         call = {**dict(zip(self.names, args)), **kwargs}
-        if torch.compiler.is_compiling() or seen_through():
+        traced = torch.compiler.is_compiling()
+        if traced or seen_through():
             now.mode, now.token_row, now.fused = FORMULA, None, False
             self._trace(call, now, now.texts(tokens_of(call).device))
         else:
             self._run(call, now)
-        now.pending = None
+        now.pending = now.left = None
         try:
             output = self.original(*args, **kwargs)
             if now.pending is not None:
                 _not_taken(now.pending)
+            if not traced:
+                self.rows.filled.saw(call, output, tokens_of(call).shape[1])
             return output
         finally:
-            now.mode, now.token_row, now.row, now.keep, now.slot, now.inverse, now.fused, now.pending = outer  # type: ignore[assignment]
+            now.mode, now.token_row, now.row, now.keep, *rest = outer  # type: ignore[assignment]
+            now.slot, now.inverse, now.fused, now.pending, now.left = rest  # type: ignore[assignment]
 
     def _trace(self, call: dict[str, Any], now: Pass, texts: Sequences) -> None:
         """What the formula needs, in tensors that compiled code may read."""
@@ -103,7 +109,7 @@ class StackForward(Replacement):
                 "slices from its end) cannot be told for guidance_scale, which runs two texts; "
                 "generate without compiling the model, or without guidance"
             )
-        now.row, now.keep = traced_rows(call, texts, picks, now.mask)
+        now.row, now.keep = traced_rows(call, texts, picks, now.mask, self.rows.filled)
         now.slot = now.inverse = None
         if 1 < table.direction.shape[1] <= formula.MAX_SLOTS:
             assert level.gram is not None  # of a table of several slots
@@ -123,7 +129,8 @@ class StackForward(Replacement):
         now.elsewhere.clear()
         now.mode = DIFFERENTIABLE if torch.is_grad_enabled() else IN_PLACE
         now.row = now.keep = now.slot = now.inverse = None
-        now.fused = not apart and not self.level.yielded
+        # What the proof was not given (images, say) may change the stream between blocks.
+        now.fused = not apart and not self.level.yielded and not more_than_text(call, self.given)
         if apart:
             self._trace(call, now, texts)
             if now.mode == IN_PLACE:  # a gradient may still want the tensors of the pass before
@@ -207,7 +214,7 @@ class BlockForward(Replacement):
             if now.pending is not None:
                 _not_taken(now.pending)
             if now.fused and self.watchers is not None and (level.proving or not any(self.watchers)):
-                now.pending = self.layer
+                now.pending, now.left = self.layer, first_tensor(output)
                 return output
         elif mode == DIFFERENTIABLE:
             _remember(kwargs, now.token_row)
@@ -347,7 +354,12 @@ class NormForward(Replacement):
             if other or x.stride(-1) != 1:
                 return self.original(x, *args, **kwargs)
             return backends.of(x.device).rms_norm(x, weight, self.eps, self.offset)
-        now.pending = None
+        left, now.pending, now.left = now.left, None, None
+        if left is not x and (left is None or not same_tensor(left, x)):
+            raise RuntimeError(
+                f"what block {self.layer} returned was replaced before the norm that reads it; pass fused=False to "
+                f"es.steer"
+            )
         block, table, token_row = self.block, self.level.table, now.token_row_on(x.device)
         assert block is not None  # who leaves its steering here
         assert table is not None

@@ -176,6 +176,7 @@ class Injection:
             readers = [fusion.readers[layer].module for layer in self.directions if layer in fusion.readers]
             forward = level.forward("stack", StackForward)
             forward.positions, forward.watched = self.positions, tuple(dict.fromkeys([*steered, *readers]))
+            forward.given = fusion.given
             self._replace(patches, stack, forward)
             reading = {}
             for at, (layer, v) in enumerate(self.directions.items()):

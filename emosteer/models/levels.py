@@ -35,7 +35,7 @@ class Pass(threading.local):
         row, keep: for the formula: int32 `[B, 1]`, bool `[B, T]`.
         slot, inverse: for several slots a row, what all layers share: int64 `[B, T, S]`, float64 `[L, B, 1, S, S]`.
         fused: whether blocks may leave their steering to the norm that reads them.
-        pending: the block that has left it so.
+        pending, left: the block that has left it so, and the stream that it returned.
         recomputed: what activation checkpointing needs to run a block again.
         mask: 2-D attention mask of the whole model.
         asking: whether a `generate` call is going on, and what cache its own text is in.
@@ -53,6 +53,7 @@ class Pass(threading.local):
         self.inverse: Tensor | None = None
         self.fused = False
         self.pending: int | None = None
+        self.left: Tensor | None = None
         self.mask: Tensor | None = None
         self.asking = False
         self.guided = False
