@@ -76,7 +76,7 @@ class StackForward(Replacement):
         now = level.now
         outer = (
             *(now.mode, now.token_row, now.row, now.keep),
-            *(now.slot, now.inverse, now.fused, now.pending, now.left),
+            *(now.slot, now.inverse, now.fused, now.pending, now.left, now.table),
         )
         call = {**dict(zip(self.names, args)), **kwargs}
         traced = torch.compiler.is_compiling()
@@ -95,7 +95,7 @@ class StackForward(Replacement):
             return output
         finally:
             now.mode, now.token_row, now.row, now.keep, *rest = outer  # type: ignore[assignment]
-            now.slot, now.inverse, now.fused, now.pending, now.left = rest  # type: ignore[assignment]
+            now.slot, now.inverse, now.fused, now.pending, now.left, now.table = rest  # type: ignore[assignment]
 
     def _trace(self, call: dict[str, Any], now: Pass, texts: Sequences) -> None:
         """What the formula needs, in tensors that compiled code may read."""
@@ -128,6 +128,7 @@ class StackForward(Replacement):
         now.token_row = token_row  # type: ignore[assignment]  # a tensor or None
         now.elsewhere.clear()
         now.mode = DIFFERENTIABLE if torch.is_grad_enabled() else IN_PLACE
+        now.table = _kept(self.level.table) if now.mode == DIFFERENTIABLE else None
         now.row = now.keep = now.slot = now.inverse = None
         # What the proof was not given (images, say) may change the stream between blocks.
         now.fused = not apart and not self.level.yielded and not more_than_text(call, self.given)
@@ -217,20 +218,21 @@ class BlockForward(Replacement):
                 now.pending, now.left = self.layer, first_tensor(output)
                 return output
         elif mode == DIFFERENTIABLE:
-            _remember(kwargs, now.token_row)
+            _remember(kwargs, now.token_row, now.table)
         row = now.token_row
         if row is not None:
             row = now.token_row_on(_hidden(self, output).device)
-        return self._by_kernel(output, row, mode)
+        return self._by_kernel(output, row, mode, now.table)
 
-    def _by_kernel(self, output: Any, row: Tensor | None, mode: int) -> Any:
+    def _by_kernel(self, output: Any, row: Tensor | None, mode: int, kept: SteerTable | None = None) -> Any:
+        """Steer by the table, or by the one that was `kept` for a gradient."""
         hidden = _hidden(self, output)
-        v, table = self.directions, self.level.table
+        v, table = self.directions, self.level.table if kept is None else kept
         assert table is not None  # active
         if v.device != hidden.device:
             v = self.directions = v.to(hidden.device)
         if table.device != hidden.device:
-            table = self.level.table_on(hidden.device)
+            table = self.level.table_on(hidden.device) if kept is None else kept.to(hidden.device)
         if row is not None and row.device != hidden.device:
             row = row.to(hidden.device)
         if hidden.dtype not in checks.DTYPES:
@@ -268,7 +270,7 @@ class BlockForward(Replacement):
                 "a steered block is recomputed for its gradient, and nothing tells which pass it belongs to; leave "
                 "activation checkpointing off while steering, or compile the whole model instead of its blocks"
             )
-        return self._by_kernel(output, found[0], DIFFERENTIABLE)
+        return self._by_kernel(output, found[0], DIFFERENTIABLE, found[1])
 
 
 # Functions rather than methods: compiled code would check for each block that no instance hides a method.
@@ -309,11 +311,18 @@ def _hidden(block: BlockForward, output: Any) -> Tensor:
     return hidden
 
 
-def _remember(kwargs: dict[str, Any], token_row: Tensor | None) -> None:
+def _kept(table: SteerTable | None) -> SteerTable | None:
+    """The table as it is now: programs may be set before the gradient is computed."""
+    if table is None or table.record is None or any(column.requires_grad for column in table.columns()):
+        return table
+    return SteerTable.of_record(table.record.clone(), table.slots)
+
+
+def _remember(kwargs: dict[str, Any], token_row: Tensor | None, table: SteerTable | None) -> None:
     """Note a pass on a tensor that a block is given again, the same one, when it is recomputed."""
     tensor = next(iter(_tensors(kwargs)), None)
     if tensor is not None:
-        setattr(tensor, _PASS, (token_row,))
+        setattr(tensor, _PASS, (token_row, table))
 
 
 def _tensors(kwargs: dict[str, Any]) -> list[Tensor]:

@@ -36,7 +36,7 @@ class Pass(threading.local):
         slot, inverse: for several slots a row, what all layers share: int64 `[B, T, S]`, float64 `[L, B, 1, S, S]`.
         fused: whether blocks may leave their steering to the norm that reads them.
         pending, left: the block that has left it so, and the stream that it returned.
-        recomputed: what activation checkpointing needs to run a block again.
+        table: as it was when the pass began, for a gradient.
         mask: 2-D attention mask of the whole model.
         asking: whether a `generate` call is going on, and what cache its own text is in.
         sequences, beside: what is known of the texts; of those that others run beside a `generate` call.
@@ -54,6 +54,7 @@ class Pass(threading.local):
         self.fused = False
         self.pending: int | None = None
         self.left: Tensor | None = None
+        self.table: SteerTable | None = None
         self.mask: Tensor | None = None
         self.asking = False
         self.guided = False
