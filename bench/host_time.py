@@ -61,7 +61,7 @@ def ways(backend):
     other.layer = None
 
     def replaced():
-        patched.level.now.pending = patched.layer
+        patched.level.now.pending, patched.level.now.left = patched.layer, x
         patched(x)
 
     columns = table.columns()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from emosteer.models.blocks import Decoder, find_decoder
-from emosteer.models.token_rows import cached_columns
+from emosteer.models.caches import Filled
 
 NO_ROW = -1
 
@@ -54,7 +54,7 @@ class Columns:
         return self._decoder.stack.register_forward_pre_hook(self._enter, with_kwargs=True)
 
     def _enter(self, _stack: nn.Module, _args: tuple, kwargs: dict[str, Any]) -> None:
-        self._past, self._key = int(cached_columns(kwargs)), ()
+        self._past, self._key = int(Filled([]).columns(kwargs) or 0), ()
 
     def fit(self, chosen: Any, hidden: Tensor) -> bool:
         """Whether a mask covers the tokens of a first pass; the library says what is wrong where not."""

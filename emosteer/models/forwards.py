@@ -12,13 +12,14 @@ from torch.nn.modules import module as every_module
 from emosteer import ops
 from emosteer.ops import SteerTable, checks, formula
 
+from .blocks import same_tensor
 from .levels import DIFFERENTIABLE, FORMULA, IN_PLACE, OFF, Level, Pass
 from .norms import RmsNorm
 from .pass_patches import PassPatches
 from .patching import Replacement, first_tensor, with_first_tensor
 from .positions import Positions
 from .sequences import Sequences, seen_through
-from .token_rows import IDLE, NO_ROW, TokenRows, parameter_names, tokens_of, traced_rows
+from .token_rows import IDLE, NO_ROW, TokenRows, more_than_text, parameter_names, tokens_of, traced_rows
 
 MASK = "attention_mask"
 # Where a block finds the pass that it belongs to when it is run again for its gradient.
@@ -63,16 +64,21 @@ class StackForward(Replacement):
         self.positions = Positions("all", 1)
         self.blocks: tuple[nn.Module, ...] = ()
         self.norms = PassPatches()
+        self.given: frozenset[str] = frozenset()
 
-    def steers(self, positions: Positions, blocks: Iterable[nn.Module], norms: PassPatches) -> None:
+    def steers(
+        self, positions: Positions, blocks: Iterable[nn.Module], norms: PassPatches, given: frozenset[str]
+    ) -> None:
         """Take over a steering.
 
         Args:
             positions: which tokens are acted on.
             blocks: the steered ones.
             norms: those that steer, or run on the kernel, in the passes that may.
+            given: the arguments that the stack was given when that was proved.
         """
-        self.positions, self.blocks, self.norms = positions, tuple(dict.fromkeys(blocks)), norms
+        self.positions, self.blocks = positions, tuple(dict.fromkeys(blocks))
+        self.norms, self.given = norms, given
 
     def installed(self, owner: Any, name: str, before: Any, original: Callable) -> None:
         super().installed(owner, name, before, original)
@@ -86,15 +92,16 @@ class StackForward(Replacement):
         now = level.now
         outer = (
             *(now.mode, now.token_row, now.row, now.keep),
-            *(now.slot, now.inverse, now.fused, now.pending),
+            *(now.slot, now.inverse, now.fused, now.pending, now.left, now.table),
         )
         call = {**dict(zip(self.names, args)), **kwargs}
-        if torch.compiler.is_compiling() or seen_through():
+        traced = torch.compiler.is_compiling()
+        if traced or seen_through():
             now.mode, now.token_row, now.fused = FORMULA, None, False
             self._trace(call, now, now.texts(tokens_of(call).device))
         else:
             self._run(call, now)
-        now.pending = None
+        now.pending = now.left = None
         norms = self.norms if now.fused else None
         try:
             if norms is not None:
@@ -102,11 +109,14 @@ class StackForward(Replacement):
             output = self.original(*args, **kwargs)
             if now.pending is not None:
                 _not_taken(now.pending)
+            if not traced:
+                self.rows.filled.saw(call, output, tokens_of(call).shape[1])
             return output
         finally:
             if norms is not None:
                 norms.exit()
-            now.mode, now.token_row, now.row, now.keep, now.slot, now.inverse, now.fused, now.pending = outer  # type: ignore[assignment]
+            now.mode, now.token_row, now.row, now.keep, *rest = outer  # type: ignore[assignment]
+            now.slot, now.inverse, now.fused, now.pending, now.left, now.table = rest  # type: ignore[assignment]
 
     def _trace(self, call: dict[str, Any], now: Pass, texts: Sequences) -> None:
         """What the formula needs, in tensors that compiled code may read."""
@@ -120,7 +130,7 @@ class StackForward(Replacement):
                 "slices from its end) cannot be told for guidance_scale, which runs two texts; "
                 "generate without compiling the model, or without guidance"
             )
-        now.row, now.keep = traced_rows(call, texts, picks, now.mask)
+        now.row, now.keep = traced_rows(call, texts, picks, now.mask, self.rows.filled)
         now.slot = now.inverse = None
         if 1 < table.direction.shape[1] <= formula.MAX_SLOTS:
             assert level.gram is not None  # of a table of several slots
@@ -139,8 +149,16 @@ class StackForward(Replacement):
         now.token_row = token_row  # type: ignore[assignment]  # a tensor or None
         now.elsewhere.clear()
         now.mode = DIFFERENTIABLE if torch.is_grad_enabled() else IN_PLACE
+        now.table = _kept(self.level.table) if now.mode == DIFFERENTIABLE else None
         now.row = now.keep = now.slot = now.inverse = None
-        now.fused = now.mode == IN_PLACE and not apart and not self.level.yielded and self.norms.possible
+        now.fused = (
+            now.mode == IN_PLACE
+            and not apart
+            and not self.level.yielded
+            and self.norms.possible
+            # What the proof was not given (images, say) may change the stream between blocks.
+            and not more_than_text(call, self.given)
+        )
         if apart:
             self._trace(call, now, texts)
             if now.mode == IN_PLACE:  # a gradient may still want the tensors of the pass before
@@ -224,23 +242,24 @@ class BlockForward(Replacement):
             if now.pending is not None:
                 _not_taken(now.pending)
             if now.fused and self.watchers is not None and (level.proving or not any(self.watchers)):
-                now.pending = self.layer
+                now.pending, now.left = self.layer, first_tensor(output)
                 return output
         elif mode == DIFFERENTIABLE:
-            _remember(kwargs, now.token_row)
+            _remember(kwargs, now.token_row, now.table)
         row = now.token_row
         if row is not None:
             row = now.token_row_on(_hidden(self, output).device)
-        return self._by_kernel(output, row, mode)
+        return self._by_kernel(output, row, mode, now.table)
 
-    def _by_kernel(self, output: Any, row: Tensor | None, mode: int) -> Any:
+    def _by_kernel(self, output: Any, row: Tensor | None, mode: int, kept: SteerTable | None = None) -> Any:
+        """Steer by the table, or by the one that was `kept` for a gradient."""
         hidden = _hidden(self, output)
-        v, table = self.directions, self.level.table
+        v, table = self.directions, self.level.table if kept is None else kept
         assert table is not None  # active
         if v.device != hidden.device:
             v = self.directions = v.to(hidden.device)
         if table.device != hidden.device:
-            table = self.level.table_on(hidden.device)
+            table = self.level.table_on(hidden.device) if kept is None else kept.to(hidden.device)
         if row is not None and row.device != hidden.device:
             row = row.to(hidden.device)
         if hidden.dtype not in checks.DTYPES:
@@ -278,7 +297,7 @@ class BlockForward(Replacement):
                 "a steered block is recomputed for its gradient, and nothing tells which pass it belongs to; leave "
                 "activation checkpointing off while steering, or compile the whole model instead of its blocks"
             )
-        return self._by_kernel(output, found[0], DIFFERENTIABLE)
+        return self._by_kernel(output, found[0], DIFFERENTIABLE, found[1])
 
 
 # Functions rather than methods: compiled code would check for each block that no instance hides a method.
@@ -319,11 +338,18 @@ def _hidden(block: BlockForward, output: Any) -> Tensor:
     return hidden
 
 
-def _remember(kwargs: dict[str, Any], token_row: Tensor | None) -> None:
+def _kept(table: SteerTable | None) -> SteerTable | None:
+    """The table as it is now: programs may be set before the gradient is computed."""
+    if table is None or table.record is None or any(column.requires_grad for column in table.columns()):
+        return table
+    return SteerTable.of_record(table.record.clone(), table.slots)
+
+
+def _remember(kwargs: dict[str, Any], token_row: Tensor | None, table: SteerTable | None) -> None:
     """Note a pass on a tensor that a block is given again, the same one, when it is recomputed."""
     tensor = next(iter(_tensors(kwargs)), None)
     if tensor is not None:
-        setattr(tensor, _PASS, (token_row,))
+        setattr(tensor, _PASS, (token_row, table))
 
 
 def _tensors(kwargs: dict[str, Any]) -> list[Tensor]:
@@ -368,7 +394,12 @@ class NormForward(Replacement):
                 norm_site = ops.NormSite(weight, eps=self.eps, weight_offset=self.offset)
                 self.norm_site = norm_site
             return norm_site(x)
-        now.pending = None
+        left, now.pending, now.left = now.left, None, None
+        if left is not x and (left is None or not same_tensor(left, x)):
+            raise RuntimeError(
+                f"what block {self.layer} returned was replaced before the norm that reads it; pass fused=False to "
+                f"es.steer"
+            )
         block, table, token_row = self.block, self.level.table, now.token_row_on(x.device)
         assert block is not None  # who leaves its steering here
         assert table is not None

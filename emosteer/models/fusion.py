@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .blocks import Decoder, run_probe, same_tensor
 from .norms import RmsNorm, recognise
 from .patching import first_tensor
+from .token_rows import more_than_text, parameter_names
 
 
 @dataclass
@@ -24,12 +25,14 @@ class Fusion:
         reasons: block → why it is steered at its output instead.
         between: block → the modules that its output passes into, up to the norm that reads it.
         others: the remaining RMS norms, computed by the kernel as they are.
+        given: names of the arguments with tensors in them that the stack was given when this was proved.
     """
 
     readers: dict[int, RmsNorm] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
     between: dict[int, tuple[nn.Module, ...]] = field(default_factory=dict)
     others: list[RmsNorm] = field(default_factory=list)
+    given: frozenset[str] = frozenset()
 
     def without(self, layer: int, reason: str) -> None:
         """Steer this block at its output."""
@@ -86,6 +89,7 @@ def _candidate(model: nn.Module, decoder: Decoder) -> Fusion:
     events: list[tuple[int | nn.Module, Tensor | None]] = []
     hooks = []
     layer_of = {block: layer for layer, block in enumerate(decoder.blocks)}
+    given: set[str] = set()
     inside = {m for block in decoder.blocks for m in block.modules() if m is not block}
 
     def entering(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -96,7 +100,13 @@ def _candidate(model: nn.Module, decoder: Decoder) -> Fusion:
     def leaving(module: nn.Module, args: tuple, output: Any) -> None:
         events.append((layer_of[module], first_tensor(output)))
 
+    names = parameter_names(decoder.stack.forward)
+
+    def called(_stack: nn.Module, args: tuple, kwargs: dict) -> None:
+        given.update(more_than_text({**dict(zip(names, args)), **kwargs}, frozenset()))
+
     try:
+        hooks.append(decoder.stack.register_forward_pre_hook(called, with_kwargs=True))
         for module in decoder.stack.modules():
             if module is not decoder.stack and (module in inside or not list(module.children())):
                 hooks.append(module.register_forward_pre_hook(entering, with_kwargs=True))
@@ -107,7 +117,7 @@ def _candidate(model: nn.Module, decoder: Decoder) -> Fusion:
         for hook in hooks:
             hook.remove()
 
-    fusion = Fusion()
+    fusion = Fusion(given=frozenset(given))
     for at, (who, stream) in enumerate(events):
         if not isinstance(who, int):
             continue

@@ -185,7 +185,7 @@ class Injection:
             norms = PassPatches(_norm_forwards(level, fusion, reading))
             patches.also(norms.undo)
             forward = level.forward("stack", StackForward)
-            forward.steers(self.positions, (blocks[layer] for layer in self.directions), norms)
+            forward.steers(self.positions, [blocks[layer] for layer in self.directions], norms, fusion.given)
             self._replace(patches, stack, forward)
             self._patch_calls(patches, level)
             level.active = True

@@ -35,8 +35,8 @@ class Pass(threading.local):
         row, keep: for the formula: int32 `[B, 1]`, bool `[B, T]`.
         slot, inverse: for several slots a row, what all layers share: int64 `[B, T, S]`, float64 `[L, B, 1, S, S]`.
         fused: whether blocks may leave their steering to the norm that reads them.
-        pending: the block that has left it so.
-        recomputed: what activation checkpointing needs to run a block again.
+        pending, left: the block that has left it so, and the stream that it returned.
+        table: as it was when the pass began, for a gradient.
         mask: 2-D attention mask of the whole model.
         asking: whether a `generate` call is going on, and what cache its own text is in.
         sequences, beside: what is known of the texts; of those that others run beside a `generate` call.
@@ -53,6 +53,8 @@ class Pass(threading.local):
         self.inverse: Tensor | None = None
         self.fused = False
         self.pending: int | None = None
+        self.left: Tensor | None = None
+        self.table: SteerTable | None = None
         self.mask: Tensor | None = None
         self.asking = False
         self.guided = False

@@ -62,7 +62,7 @@ def prove(model: nn.Module, decoder: Decoder, fusion: Fusion, device: torch.devi
         return
     fusion.others = []
     for layer in list(fusion.readers):
-        one = Fusion({layer: fusion.readers[layer]})
+        one = Fusion({layer: fusion.readers[layer]}, given=fusion.given)
         if not agree(outcome([layer], one), outcome([layer], Fusion()), unsteered):
             fusion.without(layer, "steering inside the norm that reads it gave another result on a probe")
     fusion.others = []

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd.graph import increment_version
 
 from emosteer.ops import SteerTable
 from emosteer.programs import Program
@@ -126,6 +127,7 @@ class TableRows:
         if len(rows) == 1:  # a plain index writes faster than a list of one
             at, words = rows[0], words[0]
         self._words[at] = words
+        increment_version(self._record)  # written past autograd, which then notices a gradient of before
         for row, program in zip(rows, programs):
             self._programs[row] = program
         if rows and sent:

@@ -10,12 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .positions import Positions, chosen, masked
+from .caches import KEYS, RECURRENT, Filled
+from .positions import ENDLESS, Positions, chosen, masked
 from .sequences import ASSIGNED, CAPACITY, COLUMNS, PROMPTS, STARTED, WHOLE, Sequences
 
 NO_ROW = -1
 # More columns than any text has, for one whose first pass was not seen.
 UNKNOWN = 2**62
+UNCOUNTED = (
+    "the cache of recurrent states holds tokens that this steering did not see, and does not say how many: their "
+    "positions cannot be told. Run the whole text inside the steering, uncompiled; or give cache_position, or an "
+    'attention_mask of the whole text; or steer positions="all"'
+)
 
 
 class Idle:
@@ -59,6 +65,7 @@ class TokenRows:
     def __init__(self, forward: Callable, positions: Positions) -> None:
         self.names = parameter_names(forward)
         self.positions = positions
+        self.filled = Filled(self.names)
 
     def call(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of a call by name."""
@@ -85,13 +92,14 @@ class TokenRows:
             spread evenly; `IDLE` where no token is, if `idle`.
 
         Raises:
-            ValueError: a batch that does not fit the programs, or what was said of it.
+            ValueError: a batch that does not fit the programs, or what was said of it; a cache that does not
+                say how many tokens it holds, where that matters.
         """
         positions, prompt, assigned = self.positions, sequences.prompt, sequences.assigned
         tokens = tokens_of(call)
         batch, length = tokens.shape[:2]
         mask = _mask_of(call, outer_mask, batch, length)
-        past = cached_columns(call)
+        past = _columns(self.filled.columns(call), mask, length)
         everything = positions.everything and (length == 1 or (mask is None and prompt is None))
         if (
             length == 1
@@ -115,6 +123,8 @@ class TokenRows:
             row = batch_rows(batch, positions.rows, tokens.device)
         else:
             row = _fitting(assigned, batch, tokens.device)
+        if past is None:
+            raise ValueError(UNCOUNTED)
         at = _locate(call, batch, length, past, mask, sequences, tokens.device, traced=False)
         ends: Any = 0
         if positions.needs_prompt:
@@ -134,7 +144,7 @@ class TokenRows:
 
 
 def traced_rows(
-    call: dict[str, Any], sequences: Sequences, picks: Chosen, outer_mask: Tensor | None
+    call: dict[str, Any], sequences: Sequences, picks: Chosen, outer_mask: Tensor | None, filled: Filled
 ) -> tuple[Tensor, Tensor]:
     """`(row int32 [B, 1], keep bool [B, T])` of a pass that is traced: tensors decide, no value read by Python.
 
@@ -149,7 +159,7 @@ def traced_rows(
         )
     device = tokens.device
     mask = _mask_of(call, outer_mask, batch, length)
-    past = cached_columns(call)
+    past = _columns(filled.columns(call), mask, length)
     counts = sequences.counts.to(device)
     index = torch.arange(batch, device=device)
     *numbers, spread, only = picks.numbers.to(device).unbind()
@@ -159,6 +169,11 @@ def traced_rows(
         "the rows of the batch do not divide evenly over the programs, or are not as many as steering.batch was told",
     )
     row = torch.where(assigned, sequences.rows[:batch].to(device), (index * spread // batch).to(torch.int32))
+    if past is None:
+        start, from_end, stop, to_end, step = numbers
+        everything = (start + from_end + to_end + only == 0) & (stop >= ENDLESS) & (step == 1)
+        torch._assert_async(everything, UNCOUNTED)
+        return row[:, None], torch.ones(batch, length, dtype=torch.bool, device=device)
     at = _locate(call, batch, length, past, mask, sequences, device, traced=True)
     of = index * counts[PROMPTS] // batch
     ends = torch.where(
@@ -245,6 +260,13 @@ def _fitting(assigned: Tensor, batch: int, device: torch.device) -> Tensor:
     return assigned.to(device)
 
 
+def _columns(told: int | Tensor | None, mask: Tensor | None, length: int) -> int | Tensor | None:
+    """The columns before a pass: as the cache says, else by a mask of the whole text."""
+    if told is None and mask is not None and mask.shape[1] > length:
+        return mask.shape[1] - length
+    return told
+
+
 def _mask_of(call: dict[str, Any], outer_mask: Tensor | None, batch: int, length: int) -> Tensor | None:
     """The two-dimensional attention mask of a pass: its own, or that of the module around it."""
     own = call.get("attention_mask")
@@ -264,6 +286,30 @@ def parameter_names(forward: Callable) -> list[str]:
     ]
 
 
+# Arguments of a stack that are about the text alone.
+TEXT = frozenset(
+    ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "cache_position", KEYS, *RECURRENT)
+)
+
+
+def more_than_text(call: dict[str, Any], known: frozenset[str]) -> list[str]:
+    """Names of the arguments of a stack that may change the stream between its blocks: images, say, or what was
+    heard.
+
+    Args:
+        call: the arguments by name.
+        known: names that are not counted.
+    """
+    return [
+        name
+        for name, value in call.items()
+        if value is not None
+        and name not in TEXT
+        and name not in known
+        and not isinstance(value, (bool, int, float, str))
+    ]
+
+
 def tokens_of(call: dict[str, Any]) -> Tensor:
     """Ids `[B, T]`, or what else a stack is given `[B, T, D]`, whatever that is called."""
     for name in ("input_ids", "inputs_embeds"):
@@ -273,18 +319,3 @@ def tokens_of(call: dict[str, Any]) -> Tensor:
         if isinstance(value, Tensor) and value.ndim == 3:
             return value
     raise TypeError(f"the stack of blocks was called without token ids or embeddings, with {', '.join(call)}")
-
-
-def cached_columns(call: dict[str, Any]) -> int | Tensor:
-    """How many columns the cache already holds."""
-    at = call.get("cache_position")
-    if isinstance(at, Tensor):
-        return at[0]
-    cache: Any = call.get("past_key_values")
-    if hasattr(cache, "get_seq_length"):
-        held = cache.get_seq_length()
-        # A static cache hands out the tensor that it counts in, which the pass moves on.
-        return held.clone() if isinstance(held, Tensor) else held
-    if isinstance(cache, (tuple, list)) and cache and isinstance(cache[0][0], Tensor):
-        return cache[0][0].shape[-2]
-    return 0

@@ -17,14 +17,11 @@ from emosteer.models.patching import Patches, first_tensor, unwrap
 from emosteer.models.positions import Positions
 from emosteer.models.prompts import Prompt, prompt_of
 from emosteer.models.sequences import Sequences
-from emosteer.models.token_rows import TokenRows, cached_columns, tokens_of
+from emosteer.models.token_rows import TokenRows, tokens_of
 from emosteer.ops.tracing import untraced
 from emosteer.zscores import ZScores
 
 from .turns import Alarm, Running, Turn
-
-# What the caches of recurrent models are called in a forward.
-RECURRENT = ("cache_params", "state")
 
 __all__ = ["Alarm", "Monitor", "Running", "Turn", "monitor"]
 
@@ -175,11 +172,12 @@ class Monitor:
             now.texts.prompt = now.prompt
             rows = token_rows(call, now.texts)
             now.valid = rows >= 0 if isinstance(rows, Tensor) else None
-            now.past = int(cached_columns(call))
-            now.recurrent = any(call.get(name) is not None for name in RECURRENT)
+            held = token_rows.filled.columns(call)
+            now.past, now.uncounted = int(held or 0), held is None
             now.watching, now.fresh = True, True
             try:
                 output = original(*args, **kwargs)
+                token_rows.filled.saw(call, output, tokens_of(call).shape[1])
                 self._read(now)
                 self._check_step(now)
                 return output
@@ -237,9 +235,9 @@ class Monitor:
     def _begin(self, now: _Watching, batch: int, length: int, device: torch.device) -> None:
         """Find the turn that a pass belongs to, and which of its columns are new."""
         turn = now.turn
-        # A recurrent cache does not say how many columns it holds; a pass without a cache repeats them all.
+        # A cache may not say how many columns it holds; a pass without a cache repeats them all.
         same = turn is not None and turn.batch == batch and length <= turn.seen
-        if turn is not None and same and now.past == 0 and (now.generating or now.recurrent):
+        if turn is not None and same and now.past == 0 and (now.generating or now.uncounted):
             now.past = turn.seen
         if turn is None or turn.batch != batch or (not now.generating and now.past == 0):
             prompt = length if now.prompt is None else now.prompt.mask.shape[1]
@@ -309,7 +307,7 @@ class _Watching(threading.local):
     """A thread's pass and turn."""
 
     def __init__(self) -> None:
-        self.watching = self.generating = self.fresh = self.recurrent = False
+        self.watching = self.generating = self.fresh = self.uncounted = False
         self.prompt: Prompt | None = None
         self.texts: Sequences | None = None
         self.turn: Turn | None = None

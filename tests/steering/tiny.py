@@ -93,6 +93,56 @@ DECODERS: dict[str, dict] = {
     },
 }
 
+MAMBA2 = {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 8,
+    "mamba_chunk_size": 8,
+}
+DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+ALTERNATING = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+
+# More whose blocks keep a state, or a state and keys by turns.
+RECURRENT: dict[str, dict] = {
+    **{
+        name: DECODERS[name]
+        for name in ("mamba", "mamba2", "falcon_mamba", "recurrent_gemma", "rwkv", "jamba")
+    },
+    "bamba": {**MAMBA2, "attn_layer_indices": [1]},
+    "falcon_h1": {**MAMBA2, "mamba_d_ssm": 64},
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
+    "qwen3_next": {
+        "num_experts": 4,
+        "shared_expert_intermediate_size": 16,
+        **EXPERTS,
+        **DELTA,
+        **ALTERNATING,
+    },
+    "minimax": {"num_local_experts": 2, "num_experts_per_tok": 1, "block_size": 8, **ALTERNATING},
+    "granitemoehybrid": {
+        "layer_types": ["mamba", "attention", "mamba"],
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+        "shared_intermediate_size": 16,
+        **MAMBA2,
+    },
+    "nemotron_h": {
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 8,
+        "n_groups": 1,
+        "ssm_state_size": 8,
+        "chunk_size": 8,
+        "layers_block_type": ["mamba", "attention", "mlp"],
+    },
+    "olmo_hybrid": {**DELTA, "linear_num_value_heads": 2, **ALTERNATING},
+}
+
 
 # Vision-language models: what their text part and the whole need.
 VISION_LANGUAGE: dict[str, tuple[dict, dict]] = {
@@ -105,15 +155,26 @@ VISION_LANGUAGE: dict[str, tuple[dict, dict]] = {
         {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
         {"vision_config": {"depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "patch_size": 8}},
     ),
+    # What the vision part saw on its way is added to the stream between the first blocks.
+    "qwen3_vl": (
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
+        {
+            "vision_config": {
+                **{"depth": 2, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "patch_size": 8},
+                **{"out_hidden_size": 32, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]},
+                "initializer_range": 0.5,
+            }
+        },
+    ),
 }
 IMAGE_TOKEN = VOCABULARY - 1
 
 
 def tiny(model_type: str, *, seed: int = 0, **overrides):
-    """A random model of a type in `DECODERS`, in evaluation mode; the same weights every time."""
+    """A random model of a type in `DECODERS` or `RECURRENT`, in evaluation mode; the same weights every time."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    wanted = {**COMMON, **DECODERS[model_type], **overrides}
+    wanted = {**COMMON, **(DECODERS | RECURRENT)[model_type], **overrides}
     config = AutoConfig.for_model(model_type, **{k: v for k, v in wanted.items() if v is not None})
     return _random(AutoModelForCausalLM, config, seed)
 
