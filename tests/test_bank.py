@@ -88,6 +88,40 @@ def test_unknown_concept_proposes_the_nearest():
         make().index("xyzzy")
 
 
+@pytest.mark.parametrize(("count", "end"), [(8, "c7"), (9, "c7, ...")])
+def test_some_of_the_concepts_are_named(count, end):
+    bank = Bank([f"c{i}" for i in range(count)], {0: torch.eye(count)})
+    with pytest.raises(ValueError, match=f"It has {count}: c0, .*{end}$"):
+        bank.index("xyzzy")
+
+
+def test_what_must_be_named_stays_so():
+    """Calls that would mean something else after a new argument, or in another order, are refused."""
+    with pytest.raises(TypeError, match="positional"):
+        Bank(NAMES, {0: torch.eye(3)}, None)
+    with pytest.raises(TypeError, match="positional"):
+        Bank.load("bank.safetensors", -1)
+    with pytest.raises(TypeError, match="positional"):
+        Bank.of(torch.ones(1, 4), "calm", 1)
+
+
+def test_orthogonalised():
+    """Each is what is left of its direction after those before it; the first stays as it is."""
+    bank = full()
+    straight = bank.orthogonalised(["joyful", "calm"])
+    assert straight.names == ("joyful", "calm")
+    for l in bank.layers:
+        a, b = bank.directions[l][2].double(), bank.directions[l][0].double()
+        left = b - (a @ b) * a
+        expected = torch.stack([a, left / left.norm()]).float()
+        torch.testing.assert_close(straight.directions[l], expected, rtol=0, atol=1e-6)
+    assert straight.scale == bank.scale
+    assert straight.projection_mean == {}
+    twice = Bank(["a", "b"], {0: [[1.0, 0.0], [-2.0, 0.0]]})
+    with pytest.raises(ValueError, match="'b' lies in the span"):
+        twice.orthogonalised(["a", "b"])
+
+
 def test_subset_picks_in_order():
     bank = full()
     part = bank.subset(["joyful", "calm"])
@@ -124,6 +158,7 @@ def test_to_moves_every_tensor():
         ({"directions": [torch.ones(2, 4)]}, "must map layers"),
         ({"directions": {"0": torch.ones(2, 4)}}, "layers must be integers"),
         ({"directions": {-1: torch.ones(2, 4)}}, "layers must be integers"),
+        ({"directions": {True: torch.ones(2, 4)}}, "layers must be integers"),
         ({"directions": {0: torch.ones(2, 4), 1: torch.ones(2, 5)}}, "one width"),
         ({"directions": {2: [[1.0, 1.0], [0.0, 0.0]]}}, "layer 2 is zero for: b"),
         ({"directions": {2: [[1.0, math.nan], [0.0, 1.0]]}}, "layer 2 is not finite for: a"),
@@ -135,6 +170,7 @@ def test_to_moves_every_tensor():
         ({"magnitude": {0: [1.0, -1.0]}}, r"magnitude\[0\] must not be negative"),
         ({"projection_mean": {0: [1.0, 2.0]}}, "come together"),
         ({"provenance": {"x": object()}}, "JSON"),
+        ({"provenance": {"x": math.nan}}, "JSON"),
     ],
 )
 def test_what_a_bank_refuses(change, message):

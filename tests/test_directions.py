@@ -1,5 +1,7 @@
 """Directions: each from streamed moments, against scikit-learn or numpy on the whole matrix."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -118,7 +120,15 @@ def test_contrastive_pca(rows, background):
     for j in range(3):
         assert same_line(found[j], torch.from_numpy(vectors[:, -1 - j]))
     assert values[-1] > values[-2] > values[-3]
-    for bad, message in (((-1.0, 1), "alpha must not be negative"), ((1.0, DIM + 1), "k must lie between")):
+    torch.testing.assert_close(
+        directions.contrastive_pca(moments_of(x).covariance(), moments_of(background).covariance(), alpha),
+        found[:1],
+    )
+    for bad, message in (
+        ((-1.0, 1), "alpha must not be negative"),
+        ((1.0, DIM + 1), "k must lie between"),
+        ((1.0, 0), "k must lie between"),
+    ):
         with pytest.raises(ValueError, match=message):
             directions.contrastive_pca(torch.eye(DIM), torch.eye(DIM), *bad)
 
@@ -177,11 +187,31 @@ def test_logistic_probe(rows):
     torch.testing.assert_close(two[0], -two[1])
 
 
+def test_half_of_the_neutral_variance_unless_said(rows, background):
+    means, neutral = moments_of(*rows).mean(), moments_of(background).covariance()
+    assert torch.equal(
+        directions.mean_difference(means, neutral).vectors,
+        directions.mean_difference(means, neutral, 0.5).vectors,
+    )
+    assert directions.mean_difference(means, neutral, 0).components == 0
+
+
+def test_no_variance_has_no_components():
+    assert directions.principal_components(torch.zeros(DIM, DIM), 0.5).shape == (DIM, 0)
+
+
+def test_without_scikit_learn(rows, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
+    with pytest.raises(ImportError, match=r"pip install .emosteer\[science\]"):
+        directions.logistic_probe(*rows)
+
+
 def test_bad_values(rows):
     x, group = rows
     with pytest.raises(ValueError, match="at least two labels, got 1"):
         directions.mean_difference(x[:1].double())
     with pytest.raises(ValueError, match=r"means of groups \[1\] are not finite"):
         directions.mean_difference(torch.stack([x[0], x[1] * torch.nan, x[2]]).double())
-    with pytest.raises(ValueError, match=r"shrinkage must lie in \[0, 1\], got 2"):
-        directions.lda(moments_of(x, group).mean(), torch.eye(DIM).double(), shrinkage=2)
+    for wrong in (2, -0.1):
+        with pytest.raises(ValueError, match=rf"shrinkage must lie in \[0, 1\], got {wrong}"):
+            directions.lda(moments_of(x, group).mean(), torch.eye(DIM).double(), shrinkage=wrong)

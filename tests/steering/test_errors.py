@@ -157,6 +157,24 @@ def test_set(model, bank):
     assert steering.programs == (es.add("calm", 0.1), es.add("angry", 0.1))
 
 
+@pytest.mark.parametrize("row", [2, -2])
+def test_a_batch_of_rows_that_are_not_there(model, bank, row):
+    steering = es.steer(model, bank, ["calm", "angry"], 0.1)
+    said = f"rows names row {row}; the table has rows 0 to 1, and -1 for none"
+    with pytest.raises(ValueError, match=said), steering.batch([0, row]):
+        pass
+
+
+def test_what_must_be_named_stays_so(model, bank):
+    with pytest.raises(TypeError, match="positional"):
+        es.steer(model, bank, "calm", 0.1, "all")
+    for made in (es.add, es.cap, es.floor, es.hold, es.rotate):
+        with pytest.raises(TypeError, match="positional"):
+            made("calm", 0.1, True)
+    with pytest.raises(TypeError, match="positional"):
+        es.ablate("calm", True)
+
+
 def test_something_that_is_no_model(bank):
     with pytest.raises((TypeError, ValueError), match="Linear"):
         steered(torch.nn.Linear(4, 4), bank, "calm", 0.1)
