@@ -48,7 +48,7 @@ class Replacement:
 
     def gone(self) -> None:
         """Let go of what was replaced."""
-        self.owner, self.before, self.original = None, _ABSENT, None
+        self.owner, self.before, self.original = None, _ABSENT, _left_behind
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -69,6 +69,13 @@ class Replacement:
 
 def _itself(value: Any) -> Any:
     return value
+
+
+def _left_behind(*_args: Any, **_kwargs: Any) -> Any:
+    raise RuntimeError(
+        "this method was a steering's, which has been left: a shallow copy of the model (copy.copy) or a stored "
+        "`model.forward` still holds it. Copy with copy.deepcopy, or after leaving the steering"
+    )
 
 
 class Patches:

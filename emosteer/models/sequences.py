@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .addresses import fixed
 from .prompts import Prompt
@@ -18,8 +19,14 @@ ASSIGNED, PROMPTS, COLUMNS, STARTED, WHOLE = range(5)
 
 
 def seen_through() -> bool:
-    """Whether torch.func transforms what is computed."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    """Whether something follows what is computed that kernels hide it from: torch.func, forward-mode derivatives,
+    torch.jit.trace.
+    """
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._is_tracing()
+    )
 
 
 class Sequences:
