@@ -1,5 +1,6 @@
 """What users of a steered model do beside running it: train, change, interrupt, save, look at its states."""
 
+import asyncio
 import copy
 import io
 import warnings
@@ -302,3 +303,29 @@ def test_a_pipeline(tiny_llama, bank):
     assert got[0]["generated_token_ids"] == expected[0].tolist()
     assert got != clean
     assert pipe("hello", **how) == clean
+
+
+def test_two_tasks_of_one_thread(model, bank):
+    """Between two tasks that wait inside `batch`, neither's passes are its own: the first to leave says so."""
+    with es.steer(model, bank, ["calm", "angry"], 0.4, layers="all") as steering:
+
+        async def serve(row, waits):
+            with steering.batch([row]):
+                await asyncio.sleep(waits)
+                return logits(model, input_ids=IDS[:1], attention_mask=MASK[:1])
+
+        async def both():
+            return await asyncio.gather(serve(0, 0.01), serve(1, 0.03), return_exceptions=True)
+
+        first, _ = asyncio.run(both())
+        assert isinstance(first, RuntimeError)
+        assert "Give each a thread of its own" in str(first)
+
+        async def one_by_one():
+            return [await serve(row, 0) for row in (0, 1)]
+
+        got = asyncio.run(one_by_one())
+    for name, here in zip(("calm", "angry"), got):
+        with es.steer(model, bank, name, 0.4, layers="all"):
+            alone = logits(model, input_ids=IDS[:1], attention_mask=MASK[:1])
+        torch.testing.assert_close(here, alone, rtol=1e-4, atol=1e-4)
