@@ -90,7 +90,8 @@ $(STAMPS)/lens: constraints-peers.txt $(STAMPS)/built
 test-peers: $(STAMPS)/peers $(STAMPS)/lens
 	EMOSTEER_PEERS=1 $(PEERS) -m pytest tests/peers tests/formats/test_peers.py tests/harnesses/test_inspect_ai.py
 	$(PEERS) -m pytest tests/steering/test_generate.py tests/steering/test_among_uses.py  # an older transformers
-	$(PEERS) -m pytest tests/steering/test_shared_model.py -k "guidance or packed"
+	$(PEERS) -m pytest tests/steering/test_shared_model.py tests/steering/test_architectures.py \
+		-k "guidance or packed or encoder"
 	EMOSTEER_PEERS=1 $(PEERS) -m pytest tests/docs --level all -k "test_python and (accelerate or harnesses)"
 	EMOSTEER_PEERS=1 PYTHONPATH=.venv-lens $(BIN)/python -m pytest tests/peers/test_transformer_lens.py
 

@@ -6,7 +6,8 @@ Every comparison runs both sides in turn in one process; each round gives one ra
 - the same ÷ a full forward with `output_hidden_states`, texts in file order, 32 a batch
 - peak memory above the model, of 100 and of 10,000 texts, each in a process of its own
 
-Writes bench/results/extraction.csv and extraction_memory.csv. Other libraries: bench/peers_extraction.py.
+Writes bench/results/extraction.csv and extraction_memory.csv; for another model than the built-in one
+extraction_<model>.csv, times alone. Other libraries: bench/peers_extraction.py.
 """
 
 from __future__ import annotations
@@ -145,6 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--stories", type=int, default=64)
+    parser.add_argument("--model", default="smollm2")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_grad_enabled(False)
@@ -152,9 +154,12 @@ def main() -> None:
         print(*peak_memory(options.memory_of))
         return
     print(machine())
-    model, tok = es.load("smollm2")
+    model, tok = es.load(options.model)
     results = against_forwards(model, tok, options.stories, options.rounds)
     print(summary(results))
+    if options.model != "smollm2":  # the rest depends on no model
+        save(f"extraction_{options.model}", results)
+        return
     save("extraction", results)
     memory()
 

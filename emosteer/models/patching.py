@@ -54,7 +54,7 @@ class Replacement:
 
     def gone(self) -> None:
         """Let go of what was replaced."""
-        self.owner, self.before, self.original = None, ABSENT, None
+        self.owner, self.before, self.original = None, ABSENT, _left_behind
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -75,6 +75,13 @@ class Replacement:
 
 def _itself(value: Any) -> Any:
     return value
+
+
+def _left_behind(*_args: Any, **_kwargs: Any) -> Any:
+    raise RuntimeError(
+        "this method was a steering's, which has been left: a shallow copy of the model (copy.copy) or a stored "
+        "`model.forward` still holds it. Copy with copy.deepcopy, or after leaving the steering"
+    )
 
 
 class Patches:

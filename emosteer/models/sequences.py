@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from emosteer.ops.tracing import is_exporting
 
@@ -20,8 +21,14 @@ ASSIGNED, PROMPTS, COLUMNS, STARTED, WHOLE = range(5)
 
 
 def seen_through() -> bool:
-    """Whether torch.func transforms what is computed."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    """Whether something follows what is computed that kernels hide it from: torch.func, forward-mode derivatives,
+    torch.jit.trace.
+    """
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._is_tracing()
+    )
 
 
 class Sequences:
@@ -54,6 +61,7 @@ class Sequences:
         self.prompt: Prompt | None = None
         self.assigned: Tensor | None = None
         self.columns: int | None = None
+        self._said: list[object] = []
 
     @property
     def device(self) -> torch.device:
@@ -97,14 +105,28 @@ class Sequences:
 
     @contextmanager
     def saying(self, prompt: Prompt | None, assigned: Tensor | None) -> Iterator[None]:
-        """`say` for the passes inside; what was said before holds again after them."""
+        """`say` for the passes inside; what was said before holds again after them.
+
+        Raises:
+            RuntimeError: something else was said in between and holds still: two tasks of one thread run into
+                each other, and the passes inside may have been taken for the other's.
+        """
+        mine = object()
+        self._said.append(mine)
         host = self.prompt, self.assigned, self.columns
         tensors = (self.counts, self.rows, self.first, self.length, self.started)
         before = [tensor.clone() for tensor in tensors]
         try:
             self.say(prompt, assigned)
             yield
+            if self._said[-1] is not mine:
+                raise RuntimeError(
+                    "another steering.batch() was entered in this thread and is not left yet: two tasks of one "
+                    "thread (asyncio) steer each other's passes. Give each a thread of its own, which enters "
+                    "batch() itself, or do not wait for anything inside batch()"
+                )
         finally:
+            self._said.remove(mine)
             self.prompt, self.assigned, self.columns = host
             with torch.no_grad():
                 for tensor, value in zip(tensors, before):

@@ -1,9 +1,13 @@
 """What users of a steered model do beside running it: train, change, interrupt, save, look at its states."""
 
+import asyncio
+import copy
 import io
+import warnings
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import emosteer as es
 
@@ -233,3 +237,95 @@ def test_a_batch_that_shrinks_and_grows(model, bank):
                 got = logits(model, **many)
             for k, row in enumerate(rows):
                 torch.testing.assert_close(got[k], alone[row][0], rtol=1e-4, atol=1e-4)
+
+
+def test_traced_by_jit(model, bank):
+    """The kernels are not seen by a tracer; what it records is the formula."""
+
+    class Logits(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids):
+            return self.model(input_ids=ids, use_cache=False).logits
+
+    other = IDS.flip(1) + 3
+    with es.steer(model, bank, PROGRAMS, layers="all"), torch.no_grad():
+        expected = logits(model, input_ids=other, attention_mask=None, use_cache=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tracer's own: shapes become constants
+            traced = torch.jit.trace(Logits(), (IDS,), check_trace=False)
+        torch.testing.assert_close(traced(other), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("gradients", [torch.enable_grad, torch.no_grad])
+def test_forward_mode_derivatives(model, bank, gradients):
+    """Against finite differences."""
+    model.set_attn_implementation("eager")  # others have no such derivatives
+    embeds = model.get_input_embeddings()(torch.arange(5, 13).view(2, 4)).detach()
+    towards = torch.randn(embeds.shape, generator=torch.Generator().manual_seed(0))
+
+    def run(x):
+        return model(inputs_embeds=x, use_cache=False).logits
+
+    with es.steer(model, bank, PROGRAMS, layers="all"):
+        with gradients(), forward_ad.dual_level():
+            got = forward_ad.unpack_dual(run(forward_ad.make_dual(embeds, towards))).tangent
+        with torch.no_grad():
+            step = 1e-3 * towards
+            expected = (run(embeds + step) - run(embeds - step)) / 2e-3
+    assert (got - expected).norm() < 0.02 * expected.norm()
+
+
+def test_a_shallow_copy_says_what_it_is(model, bank):
+    """It shares the modules, so it is steered with them; afterwards it is told from a model."""
+    with es.steer(model, bank, PROGRAMS, layers="all"):
+        shallow = copy.copy(model)
+        assert torch.equal(logits(shallow), logits(model))
+    with pytest.raises(RuntimeError, match=r"shallow copy of the model .* copy.deepcopy"):
+        logits(shallow)
+    assert torch.equal(logits(copy.copy(model)), logits(model))
+
+
+def test_a_pipeline(tiny_llama, bank):
+    """transformers' own pipeline calls the model's `generate`."""
+    from transformers import pipeline
+
+    model, tok = tiny_llama
+    pipe = pipeline("text-generation", model=model, tokenizer=tok)
+    how = dict(max_new_tokens=4, do_sample=False, return_tensors=True)
+    clean = pipe("hello", **how)
+    with es.steer(model, bank, "calm", 0.5, layers="all", positions=slice(-1, None)):
+        got = pipe("hello", **how)
+        inputs = tok("hello", return_tensors="pt")
+        expected = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    assert got[0]["generated_token_ids"] == expected[0].tolist()
+    assert got != clean
+    assert pipe("hello", **how) == clean
+
+
+def test_two_tasks_of_one_thread(model, bank):
+    """Between two tasks that wait inside `batch`, neither's passes are its own: the first to leave says so."""
+    with es.steer(model, bank, ["calm", "angry"], 0.4, layers="all") as steering:
+
+        async def serve(row, waits):
+            with steering.batch([row]):
+                await asyncio.sleep(waits)
+                return logits(model, input_ids=IDS[:1], attention_mask=MASK[:1])
+
+        async def both():
+            return await asyncio.gather(serve(0, 0.01), serve(1, 0.03), return_exceptions=True)
+
+        first, _ = asyncio.run(both())
+        assert isinstance(first, RuntimeError)
+        assert "Give each a thread of its own" in str(first)
+
+        async def one_by_one():
+            return [await serve(row, 0) for row in (0, 1)]
+
+        got = asyncio.run(one_by_one())
+    for name, here in zip(("calm", "angry"), got):
+        with es.steer(model, bank, name, 0.4, layers="all"):
+            alone = logits(model, input_ids=IDS[:1], attention_mask=MASK[:1])
+        torch.testing.assert_close(here, alone, rtol=1e-4, atol=1e-4)

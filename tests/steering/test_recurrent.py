@@ -163,3 +163,26 @@ def test_tokens_that_nobody_counted():
             model(input_ids=step, attention_mask=torch.ones(1, 9), use_cache=True, **cache)
         with steering(model, bank, "all"):
             model(input_ids=step, use_cache=True, **cache)
+
+
+@pytest.mark.full
+def test_a_compiled_step():
+    """Compiled code cannot count what goes into such a cache: it steers everything, or says so."""
+    model = tiny("mamba")
+    bank = random_bank(model)
+    ids = torch.arange(5, 10)[None]
+
+    @torch.no_grad()
+    def two_passes(run):
+        cache = _cache(run(input_ids=ids[:, :4], use_cache=True))
+        return run(input_ids=ids[:, 4:], use_cache=True, **cache).logits
+
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager")
+    try:
+        with steering(model, bank, "all"):
+            torch.testing.assert_close(two_passes(compiled), two_passes(model), rtol=1e-4, atol=1e-4)
+        with steering(model, bank, "generated"), pytest.raises(RuntimeError, match="does not say how many"):
+            two_passes(compiled)
+    finally:
+        torch._dynamo.reset()

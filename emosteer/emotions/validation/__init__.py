@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from emosteer.extraction import collect
+from emosteer.extraction import Collected, collect
 from emosteer.models.blocks import find_decoder, resolve_layers
 from emosteer.models.capture import layer_at_two_thirds
 
@@ -133,10 +133,14 @@ def prepare(
     strengths: Sequence[float] = STRENGTHS,
     batch_tokens: int = 4096,
     seed: int = 0,
+    collected: Collected | None = None,
 ) -> Setting:
     """The setting of a validation: one pass over the stories, with one label a story.
 
-    Arguments and errors are `validate`'s.
+    Args:
+        collected: the moments of an earlier pass over the same stories, instead of a pass.
+
+    The other arguments and errors are `validate`'s.
     """
     strengths = tuple(float(s) for s in strengths)
     if not strengths or list(strengths) != sorted(set(strengths)) or strengths[0] <= 0:
@@ -151,16 +155,17 @@ def prepare(
     layer = layer_at_two_thirds(range(depth), depth)
     # Whoever is in a hurry stops at the reading layer.
     layers = range(layer + 1) if quick else range(depth)
-    collected = collect(
-        model,
-        tok,
-        ((str(i), story.text) for i, story in enumerate(kept)),
-        neutral=neutral(),
-        layers=layers,
-        within=False,
-        batch_tokens=batch_tokens,
-        progress=False,
-    )
+    if collected is None:
+        collected = collect(
+            model,
+            tok,
+            ((str(i), story.text) for i, story in enumerate(kept)),
+            neutral=neutral(),
+            layers=layers,
+            within=False,
+            batch_tokens=batch_tokens,
+            progress=False,
+        )
     bank = collected.regrouped({str(i): story.emotion for i, story in enumerate(kept)}).bank()
     concepts = tuple(name for name in CONCEPTS if name in bank) or bank.names[:4]
     middle = tuple(one for one in resolve_layers("middle", depth) if one in bank.layers)
