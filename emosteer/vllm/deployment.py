@@ -35,12 +35,14 @@ class Placed:
     Attributes:
         row: the words of its row of the table (`Deployment.row_words`); equal programs have equal rows.
         numbers: `Positions.numbers`, where it acts.
+        where: the same as the bytes of int64.
         needs_prompt: whether the length of the prompt matters for that.
         digest: of everything that its keys and values depend on, the prompt's length excepted.
     """
 
     row: bytes
     numbers: tuple[int, int, int, int, int]
+    where: bytes
     needs_prompt: bool
     digest: str
 
@@ -165,6 +167,7 @@ class Deployment:
         return Placed(
             row,
             positions.numbers,
+            struct.pack("5q", *positions.numbers),
             positions.needs_prompt,
             hashlib.blake2b(identity.encode(), digest_size=16).hexdigest(),
         )
