@@ -67,6 +67,11 @@ class ZScores:
         v, offset, inverse = self._kept[x.device]
         return project(x, v).sub_(offset).mul_(inverse)
 
+    @property
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """float64 `[K]` each, `offset` and `scale`: a z-score is `(<x, v> − offset) · scale`."""
+        return self._offset, self._spread.reciprocal()
+
     def projection(self, name: str, z: float) -> float:
         """The projection `<x, v>` that has this z."""
         k = self.names.index(name)

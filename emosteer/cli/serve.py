@@ -17,6 +17,9 @@ def serve(
     bank: list[str] = typer.Option(..., help="A bank file, or NAME=FILE; may be repeated."),  # noqa: B008
     default: str = typer.Option(None, help='What requests do that do not say: "calm +0.05; desperate <= 0".'),
     layers: str = typer.Option("all", help=f"Where requests may steer: {inputs.LAYERS}"),
+    readable: str = typer.Option(
+        None, help=f"Where requests may be read: {inputs.LAYERS}; nowhere unless given."
+    ),
     slots: int = typer.Option(4, min=1, max=64, help="Directions that one program may combine."),
 ) -> None:
     """Serve a model with vLLM (OpenAI's protocol); requests ask for programs in `vllm_xargs`.
@@ -28,6 +31,7 @@ def serve(
 
     require()
     settings = {"banks": inputs.named_files(bank), "default": default, "layers": layers, "slots": slots}
+    settings["readable"] = readable
     folder = folder_of(model)
     command = [sys.executable, *arguments(folder, model, settings, context.args)]
     os.environ.update(environment())

@@ -10,6 +10,7 @@ and then steers those requests that ask for it:
 """
 
 from .asking import params
+from .readings import Readings, readings
 from .settings import ENVIRONMENT
 
-__all__ = ["ENVIRONMENT", "params"]
+__all__ = ["ENVIRONMENT", "Readings", "params", "readings"]

@@ -8,6 +8,7 @@ from . import runner_v1, runner_v2
 from .deployment import Deployment
 from .probe import prove
 from .settings import Settings
+from .token_reads import bring
 from .worker import WorkerSteering
 
 
@@ -24,6 +25,8 @@ def steer(runner: Any, settings: Settings) -> WorkerSteering:
     deployment = Deployment(settings, model.get_total_num_hidden_layers(), model.get_hidden_size())
     steering = WorkerSteering(runner, deployment)
     part_of(runner).attach(steering)
+    if steering.reads is not None:
+        bring(runner, steering.reads)
     prove(steering)
     return steering
 

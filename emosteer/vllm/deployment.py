@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -20,10 +20,12 @@ from emosteer.ops import SteerTable
 from emosteer.steering import _layers as layers_of
 
 from .asking import BANK, LAYERS, PROGRAM, Asked
+from .placed_reads import PlacedReads
+from .reads import READ, READ_BANK
 from .settings import Settings
 
 # Of the operator and the layout of its rows, for the key of compile caches.
-OPERATOR_VERSION = 1
+OPERATOR_VERSION = 2
 # Bits of a word of a row that say at which layers it acts.
 WORD_BITS = 32
 
@@ -35,12 +37,14 @@ class Placed:
     Attributes:
         row: the words of its row of the table (`Deployment.row_words`); equal programs have equal rows.
         numbers: `Positions.numbers`, where it acts.
+        where: the same as the bytes of int64.
         needs_prompt: whether the length of the prompt matters for that.
         digest: of everything that its keys and values depend on, the prompt's length excepted.
     """
 
     row: bytes
     numbers: tuple[int, int, int, int, int]
+    where: bytes
     needs_prompt: bool
     digest: str
 
@@ -63,6 +67,7 @@ class Deployment:
     Attributes:
         banks: by name.
         layers: where requests may steer, ascending.
+        readable: where they may be read, ascending.
         unit_word: the word of a row with the number of its unit; the layers' bits follow.
         row_words: of a row.
 
@@ -85,6 +90,14 @@ class Deployment:
             raise ValueError(
                 f"no bank has directions for the layers {settings.layers!r}; they have {sorted(known)}"
             )
+        self.readable: tuple[int, ...] = ()
+        if settings.readable is not None:
+            wanted = resolve_layers(settings.readable, depth)
+            self.readable = tuple(layer for layer in wanted if layer in known)
+            if not self.readable:
+                raise ValueError(
+                    f"readable: no bank has directions for {settings.readable!r}; they have {sorted(known)}"
+                )
         self._first = {}  # number of a bank's first direction, and of its unit
         count = 0
         for number, (name, bank) in enumerate(self.banks.items()):
@@ -100,9 +113,18 @@ class Deployment:
                 f"the banks of {settings.banks} are not those that the engine was started with: a file differs "
                 f"between machines, or has changed since"
             )
-        self.placed = lru_cache(maxsize=4096)(self._placed)
+        self._known = lru_cache(maxsize=4096)(self._placed)
+        self.reads = lru_cache(maxsize=4096)(self._reads)
         if settings.default is not None:
             self.placed(settings.default)
+
+    def placed(self, asked: Asked) -> Placed | None:
+        """A request's program as kernels read it; None for the empty program. Remembered.
+
+        Raises:
+            ValueError: an unknown bank, concept or layer, too many directions, or a bank without a unit of length.
+        """
+        return self._known(replace(asked, prompt=None, reads=None))
 
     def directions(self, layer: int) -> Tensor:
         """float32 `[K, D]`: all directions of all banks at a layer; of banks that lack the layer any unit vector."""
@@ -128,28 +150,28 @@ class Deployment:
         return SteerTable.of_record(rows, self.settings.slots)
 
     def _placed(self, asked: Asked) -> Placed | None:
-        """What a request asks for, as kernels read it; None for the empty program. `placed` remembers it.
-
-        Raises:
-            ValueError: an unknown bank, concept or layer, too many directions, or a bank without a unit of length.
-        """
+        program = asked.program
+        if program is None:
+            raise ValueError(f"{PROGRAM} is not settled yet: ask Asked.over")
+        if not program.slots and asked.bank is None:
+            return None
         name, bank = self._bank(asked.bank)
         slots = self.settings.slots
-        if len(asked.program.slots) > slots:
+        if len(program.slots) > slots:
             raise ValueError(
-                f"{PROGRAM}: the program combines {len(asked.program.slots)} directions, this engine takes {slots}; "
+                f"{PROGRAM}: the program combines {len(program.slots)} directions, this engine takes {slots}; "
                 f"start it with more slots"
             )
         first, unit = self._first[name]
         record = packed(
-            asked.program,
+            program,
             slots,
             lambda concept: first + bank.index(concept),
             preserve_norm=True,
             relative=asked.relative,
         )
         layers = self._layers(asked, bank)
-        if not asked.program.slots:
+        if not program.slots:
             return None
         if not asked.relative and any(not bank.scale.get(layer, 0.0) > 0 for layer in layers):
             raise ValueError(
@@ -165,17 +187,34 @@ class Deployment:
         return Placed(
             row,
             positions.numbers,
+            struct.pack("5q", *positions.numbers),
             positions.needs_prompt,
             hashlib.blake2b(identity.encode(), digest_size=16).hexdigest(),
         )
 
-    def _bank(self, name: str | None) -> tuple[str, Bank]:
+    def _reads(self, asked: Asked) -> PlacedReads | None:
+        """What is to be read, as the engine finds it; None for nothing. `reads` remembers it.
+
+        Raises:
+            ValueError: an unknown bank, concept or layer, or a bank without what the unit needs.
+        """
+        reads = asked.reads
+        if reads is None:
+            return None
+        if not self.readable:
+            raise ValueError(
+                f'{READ}: this engine reads nothing; start it with the setting "readable", such as "readable": 0.66'
+            )
+        name, bank = self._bank(reads.bank or asked.bank, READ_BANK)
+        return PlacedReads.of(reads, bank, self._first[name][0], self.readable, self.depth)
+
+    def _bank(self, name: str | None, key: str = BANK) -> tuple[str, Bank]:
         if name is None:
             if len(self.banks) > 1:
-                raise ValueError(f"{BANK} must say which bank: this engine has {', '.join(self.banks)}")
+                raise ValueError(f"{key} must say which bank: this engine has {', '.join(self.banks)}")
             return next(iter(self.banks.items()))
         if name not in self.banks:
-            raise ValueError(f"{BANK}: there is no bank {name!r}; this engine has {', '.join(self.banks)}")
+            raise ValueError(f"{key}: there is no bank {name!r}; this engine has {', '.join(self.banks)}")
         return name, self.banks[name]
 
     def _layers(self, asked: Asked, bank: Bank) -> tuple[int, ...]:
@@ -195,6 +234,7 @@ class Deployment:
         found = hashlib.blake2b(digest_size=16)
         shape = (
             self.layers,
+            self.readable,
             self.depth,
             self.dim,
             self.directions_count,

@@ -30,12 +30,12 @@ class Banks:
 def listed() -> dict[str, Any]:
     """The banks of this process's engine, as JSON can hold them.
 
-    `{"banks": {name: {"concepts", "layers", "model"}}, "layers", "slots", "default"}`: where requests may steer,
-    how many directions a program may combine, and what requests do that do not say.
+    `{"banks": {name: {"concepts", "layers", "model"}}, "layers", "readable", "slots", "default"}`: where requests may
+    steer and be read, how many directions a program may combine, and what requests do that do not say.
     """
     deployment = FRONT.deployment
     if deployment is None:
-        return {"banks": {}, "layers": [], "slots": 0, "default": None}
+        return {"banks": {}, "layers": [], "readable": [], "slots": 0, "default": None}
     default = deployment.settings.default
     return {
         "banks": {
@@ -47,6 +47,7 @@ def listed() -> dict[str, Any]:
             for name, bank in deployment.banks.items()
         },
         "layers": list(deployment.layers),
+        "readable": list(deployment.readable),
         "slots": deployment.settings.slots,
         "default": None if default is None else default.extra_args(),
     }

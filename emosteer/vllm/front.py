@@ -11,7 +11,9 @@ from functools import wraps
 from inspect import signature
 from typing import Any
 
-from .asking import KEYS, PROGRAM, Asked
+import numpy as np
+
+from .asking import KEYS, PROGRAM, PROMPT, Asked
 from .deployment import Deployment, Placed
 from .settings import KEY, Settings
 
@@ -45,6 +47,8 @@ class Front:
                     return None, None
             if deployment is None:
                 raise ValueError(NO_BANKS)
+            asked = asked.over(deployment.settings.default)
+            deployment.reads(asked)
             return asked, deployment.placed(asked)
         except (TypeError, ValueError) as error:
             raise refusal(str(error)) from None
@@ -98,16 +102,24 @@ def patch() -> None:
         if not isinstance(params, SamplingParams):
             return process(self, request_id, prompt, params, *args, **kwargs)
         asked, placed = FRONT.placed(params.extra_args, self.emosteer)
-        if placed is None:
+        if asked is None or (placed is None and asked.reads is None):
             return process(self, request_id, prompt, params, *args, **kwargs)
         if parameters.bind(self, request_id, prompt, params, *args, **kwargs).arguments.get("resumable"):
             raise refusal(
                 "a session whose prompt grows (resumable) cannot be steered: positions have no fixed prompt"
             )
+        if asked.reads is not None and params.n > 1:
+            raise refusal(f"n={params.n} samples of one request cannot be read; ask for each by itself")
         request = process(self, request_id, prompt, params, *args, **kwargs)
-        assert asked is not None
         given = request.prompt_embeds if request.prompt_token_ids is None else request.prompt_token_ids
-        request.cache_salt = "|".join(filter(None, [request.cache_salt, placed.salt(len(given))]))
+        counted = asked.prompt or len(given)
+        if counted > len(given):
+            raise refusal(f"{PROMPT} counts {counted} tokens as the prompt, which has {len(given)}")
+        if placed is not None:
+            request.cache_salt = "|".join(filter(None, [request.cache_salt, placed.salt(counted)]))
+        reads = self.emosteer.reads(asked)
+        if reads is not None and reads.places(np.arange(len(given) - 1), counted).any():
+            request.sampling_params.skip_reading_prefix_cache = True  # what is not computed cannot be read
         request.sampling_params.extra_args = {**(params.extra_args or {}), **asked.extra_args()}
         return request
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,20 +61,12 @@ def steer_stream_(
     )
 
 
-def traced(
-    hidden: Tensor,
-    residual: Tensor | None,
-    directions: Tensor,
-    rows: Tensor,
-    place: Tensor,
-    units: Tensor,
-    token_row: Tensor,
-    slots: int,
-) -> Tensor:
+def traced(hidden: Tensor, residual: Tensor | None, *at: Any) -> Tensor:
     """`hidden` steered, as plain torch for a compiler to fuse with what stands around it; arguments as `steer_stream_`.
 
     The same on every device, without a look at a value from the host.
     """
+    directions, rows, place, units, token_row, slots = at
     row = token_row[: hidden.shape[0]]
     own = rows[row.clamp(min=0).long()]
     word = own.gather(1, place[1].long().expand(row.shape[0], 1))[:, 0]
@@ -84,41 +77,33 @@ def traced(
     return torch.where((y != x).any(-1, keepdim=True), hidden + (y - x), hidden)
 
 
-def _rows_of(token_row: Tensor, hidden: Tensor) -> Tensor:
-    """The entries of `token_row` for the tokens of `hidden`."""
-    if token_row.shape[0] < hidden.shape[0]:
+def entries_of(values: Tensor, hidden: Tensor, name: str = "token_row") -> Tensor:
+    """The entries for the tokens of `hidden` of what has one a token."""
+    if values.shape[0] < hidden.shape[0]:
         raise ValueError(
-            f"token_row has {token_row.shape[0]} entries, a pass of {hidden.shape[0]} tokens needs one for each; "
+            f"{name} has {values.shape[0]} entries, a pass of {hidden.shape[0]} tokens needs one for each; "
             f"the engine runs longer passes than it said when it started"
         )
-    return token_row[: hidden.shape[0]]
+    return values[: hidden.shape[0]]
 
 
-def _on_cpu(
-    hidden: Tensor,
-    residual: Tensor | None,
-    directions: Tensor,
-    rows: Tensor,
-    place: Tensor,
-    units: Tensor,
-    token_row: Tensor,
-    slots: int,
-) -> None:
-    row = _rows_of(token_row, hidden)
-    at = (row >= 0).nonzero()[:, 0]
-    if not len(at):
+def _on_cpu(hidden: Tensor, residual: Tensor | None, *at: Any) -> None:
+    directions, rows, place, units, token_row, slots = at
+    row = entries_of(token_row, hidden)
+    chosen = (row >= 0).nonzero()[:, 0]
+    if not len(chosen):
         return
     unit_word, layer_word, bit = place.tolist()
-    row = row[at]
+    row = row[chosen]
     acts = (rows[row, layer_word] >> bit) & 1 != 0
     if not bool(acts.all()):
-        at, row = at[acts], row[acts]
+        chosen, row = chosen[acts], row[acts]
     numbers = rows[row, unit_word]
     table = SteerTable.of_record(rows, slots)
     for number in numbers.unique().tolist():  # one bank, as a rule
         mine = numbers == number
         everything = bool(mine.all())
-        where, its = (at, row) if everything else (at[mine], row[mine])
+        where, its = (chosen, row) if everything else (chosen[mine], row[mine])
         whole = len(where) == len(hidden)
         part = hidden if whole else hidden[where]
         x = part.clone() if residual is None else part + (residual if whole else residual[where])
@@ -129,19 +114,11 @@ def _on_cpu(
             hidden[where] = part + (y - x)
 
 
-def on_gpu(
-    hidden: Tensor,
-    residual: Tensor | None,
-    directions: Tensor,
-    rows: Tensor,
-    place: Tensor,
-    units: Tensor,
-    token_row: Tensor,
-    slots: int,
-) -> None:
+def on_gpu(hidden: Tensor, residual: Tensor | None, *at: Any) -> None:
     """One kernel, which reads nothing but `token_row` where no token is steered."""
-    stream, token_row = import_module("emosteer.kernels.stream"), _rows_of(token_row, hidden)
-    if hidden.stride(1) == 1 and (residual is None or residual.stride(1) == 1) and hidden.shape[0]:
+    directions, rows, place, units, token_row, slots = at
+    stream, token_row = import_module("emosteer.kernels.stream"), entries_of(token_row, hidden)
+    if launchable(hidden, residual):
         views = rows, rows.view(torch.float32), rows.view(torch.uint8)
         launch = stream.launch(hidden, residual, directions, *views, place, units, token_row, slots)
         if launch is not None:
@@ -151,7 +128,13 @@ def on_gpu(
     _elsewhere(hidden, residual, directions, rows, place, units, token_row, slots)
 
 
-def _elsewhere(hidden: Tensor, *rest) -> None:
+def launchable(hidden: Tensor, residual: Tensor | None) -> bool:
+    """Whether there are rows, and they lie as kernels read them."""
+    dense = hidden.stride(1) == 1 and (residual is None or residual.stride(1) == 1)
+    return dense and hidden.shape[0] > 0
+
+
+def _elsewhere(hidden: Tensor, *rest: Any) -> None:
     """On other devices: the definition itself, a few dozen small kernels, all of which a graph can capture."""
     hidden.copy_(traced(hidden, *rest))
 

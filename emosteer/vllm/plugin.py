@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import wraps
 from typing import Any
 
-from . import front, support
+from . import front, support, watching
+from .ledger import keep
 from .settings import KEY, Settings
 from .support import Unsupported
 
@@ -27,9 +28,12 @@ def register() -> None:
     EngineArgs.emosteer_patched = True
     EngineArgs.create_engine_config = _configuring(EngineArgs.create_engine_config)
     if support.supported(vllm.__version__):
+        from vllm.v1.core.sched.scheduler import Scheduler
         from vllm.v1.worker.worker_base import WorkerWrapperBase
 
         front.patch()
+        watching.patch()
+        Scheduler.__init__ = _keeping(Scheduler.__init__)
         WorkerWrapperBase.init_device = _loading(WorkerWrapperBase.init_device)
 
 
@@ -54,7 +58,7 @@ def _configuring(create: Any) -> Any:
             )
         self.additional_config = {**self.additional_config, KEY: settings.plain("")}
         config = create(self, *args, **kwargs)
-        support.check(config)
+        support.check(config, settings)
         deployment = front.deployment_of(config)
         assert deployment is not None
         # Part of the key of the compile cache, and what workers compare their own files with.
@@ -87,3 +91,18 @@ def _loading(init_device: Any) -> Any:
         return found
 
     return init_and_watch
+
+
+def _keeping(make: Any) -> Any:
+    """`Scheduler.__init__`, whose scheduler keeps what is read where the engine reads."""
+
+    @wraps(make)
+    def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        make(self, vllm_config, *args, **kwargs)
+        settings = Settings.of(vllm_config.additional_config)
+        if settings is not None and settings.readable is not None:
+            deployment = front.deployment_of(vllm_config)
+            assert deployment is not None
+            keep(self, deployment)
+
+    return __init__

@@ -2,7 +2,8 @@
 
 First the model as it is: whoever reads a block's two tensors next must make of them their sum, to the bit, or the
 stream is not what emosteer takes it for. Then each steered layer by itself, with a program on every other token: the
-reader must get what the definition of the row update says, and the tokens between must keep their bits.
+reader must get what the definition of the row update says, and the tokens between must keep their bits. What is
+read must be the projections of that stream.
 
 The model runs here as it is written, uncompiled, and its attention is left out: it has no cache yet to read from.
 """
@@ -72,8 +73,25 @@ def prove(steering: WorkerSteering) -> None:
                 f"{kind}: {handed.reader}, which reads what block {layer} hands on, does not make hidden + residual of "
                 f"it; its residual stream is another than emosteer knows"
             )
-    for layer in steering.patched:
-        _prove_layer(steering, kind, layer, plain[layer], _passed(steering, layer)[layer])
+    if steering.reads is not None:
+        for layer, values in steering.reads.values.items():
+            if layer in steering.patched:
+                _prove_reading(steering, kind, layer, plain[layer], values[:TOKENS])
+    for layer in steering.deployment.layers:
+        if layer in steering.patched:
+            _prove_layer(steering, kind, layer, plain[layer], _passed(steering, layer)[layer])
+
+
+def _prove_reading(steering: WorkerSteering, kind: str, layer: int, handed: Handed, values: Tensor) -> None:
+    x = handed.sum.double().cpu()
+    wanted = x @ steering.deployment.directions(layer).double().T
+    off = float((values.double().cpu() - wanted).abs().max())
+    allowed = ROUNDING * torch.finfo(torch.float32).eps * float(x.norm(dim=1).max())
+    if not off <= allowed:
+        raise UnknownStream(
+            f"{kind}: what is read at block {layer} misses the projections of its stream by {off:.3g} (at most "
+            f"{allowed:.3g} is rounding); emosteer does not know how this model hands its stream on"
+        )
 
 
 def _prove_layer(steering: WorkerSteering, kind: str, layer: int, before: Handed, after: Handed) -> None:
@@ -117,6 +135,8 @@ def _passed(steering: WorkerSteering, layer: int | None) -> dict[int, Handed]:
     device = tokens.value.device
     if layer is None:
         tokens.clear()
+        if steering.reads is not None:
+            steering.reads.every(TOKENS)
     else:
         placed = _pushed(steering, layer)
         starts = torch.arange(TOKENS + 1, dtype=torch.int32, device=device)
@@ -127,7 +147,7 @@ def _passed(steering: WorkerSteering, layer: int | None) -> dict[int, Handed]:
         with torch.inference_mode(), _watching(steering.runner.model, steering.patched) as seen:
             _run(steering.runner)
     finally:
-        tokens.clear()
+        steering.idle()
     return seen
 
 

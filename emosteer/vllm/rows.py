@@ -41,7 +41,7 @@ class Rows:
         # Each pass changes rows at most once; a copy may wait for those of all passes in flight.
         self._ring = None if device.type == "cpu" else Ring(host, device, depth=2 * in_flight)
         self._row: dict[bytes, int] = {}
-        self._program: list[bytes | None] = [None] * count
+        self._program = np.full(count, None, dtype=object)  # bytes in each row that has one
         self._used = np.zeros(count, dtype=np.int64)
         self._pass = 0
 
@@ -52,33 +52,31 @@ class Rows:
         self._pass += 1
         known = self._row
         rows = [NO_ROW if one is None else known.get(one.row, NO_ROW) for one in placed]
-        steered = [row for row in rows if row != NO_ROW]
-        self._used[steered] = self._pass
-        changed = []
-        for k, one in enumerate(placed):
-            if one is None or rows[k] != NO_ROW:
-                continue
-            row = known.get(one.row)
-            if row is None:  # else another request of this pass has just put it there
-                row = self._written(one.row)
-                changed.append(row)
-            rows[k] = row
-        if changed and self._ring is not None:
-            part = slice(min(changed), max(changed) + 1)
+        self._used[[row for row in rows if row != NO_ROW]] = self._pass
+        new = dict.fromkeys([one.row for one, row in zip(placed, rows) if one is not None and row == NO_ROW])
+        if not new:
+            return rows
+        changed = self._written([*new])
+        rows = [NO_ROW if one is None else known[one.row] for one in placed]
+        if self._ring is not None:
+            part = slice(int(changed.min()), int(changed.max()) + 1)
             self._ring.send(self._host[part], self.table[part])
         return rows
 
-    def _written(self, program: bytes) -> int:
-        """A row that no request of this pass uses, with the program in it."""
-        row = int(self._used.argmin())
-        if self._used[row] == self._pass:
+    def _written(self, programs: list[bytes]) -> np.ndarray:
+        """Rows that no request of this pass uses, those used longest ago, with the programs in them."""
+        count = len(programs)
+        free = int((self._used < self._pass).sum())
+        if count > free:
             raise RuntimeError(f"a pass has more programs than the steering table has rows, {self.count}")
-        before = self._program[row]
-        if before is not None:
-            del self._row[before]
-        self._words[row] = np.frombuffer(program, dtype=np.int32)
-        self._row[program], self._program[row], self._used[row] = row, program, self._pass
-        return row
+        rows = np.argpartition(self._used, count - 1)[:count]
+        for before in self._program[rows].tolist():
+            self._row.pop(before, None)
+        self._row.update(zip(programs, rows.tolist()))
+        self._program[rows] = np.array(programs, dtype=object)
+        self._words[rows] = np.frombuffer(b"".join(programs), dtype=np.int32).reshape(count, -1)
+        self._used[rows] = self._pass
+        return rows
 
     def __len__(self) -> int:
         """How many rows hold a program."""

@@ -29,6 +29,7 @@ class Settings:
         layers: the layers at which requests may steer, as `es.steer` takes them; each costs a little even idle.
         slots: directions that a program may combine.
         traced: whether the formula is traced into the graph instead of calling an operator.
+        readable: the layers at which requests may be read, as `es.steer` takes them; None: nowhere, at no cost.
     """
 
     banks: Mapping[str, str]
@@ -36,6 +37,7 @@ class Settings:
     layers: Any = "all"
     slots: int = MIN_SLOTS
     traced: bool = False
+    readable: Any = None
     digest: str = field(default="", compare=False)
 
     @classmethod
@@ -73,11 +75,12 @@ class Settings:
             raise TypeError(f"{KEY}.traced must be true or false, got {traced!r}")
         try:
             default = _default(given.get("default"))
-            layers = Asked.of(params("none", layers=given.get("layers", "all"))).layers  # type: ignore[union-attr]
+            layers = _layers(given.get("layers", "all"))
+            readable = None if given.get("readable") is None else _layers(given["readable"])
         except (TypeError, ValueError) as error:
             raise ValueError(f"{KEY}: {error}") from None
         paths = {name: str(Path(file).expanduser().absolute()) for name, file in banks.items()}
-        return cls(paths, default, layers, slots, traced, str(given.get(DIGEST, "")))
+        return cls(paths, default, layers, slots, traced, readable, str(given.get(DIGEST, "")))
 
     @classmethod
     def in_environment(cls) -> Mapping[str, Any] | None:
@@ -96,7 +99,9 @@ class Settings:
 
     def plain(self, digest: str) -> dict[str, Any]:
         """What `of` reads back, with the digest of everything that the settings name, as JSON can hold it."""
-        layers = list(self.layers) if isinstance(self.layers, tuple) else self.layers
+        layers, readable = (
+            list(given) if isinstance(given, tuple) else given for given in (self.layers, self.readable)
+        )
         default = None if self.default is None else self.default.extra_args()
         return {
             "banks": dict(self.banks),
@@ -104,8 +109,15 @@ class Settings:
             "layers": layers,
             "slots": self.slots,
             "traced": self.traced,
+            "readable": readable,
             DIGEST: digest,
         }
+
+
+def _layers(given: Any) -> Any:
+    asked = Asked.of(params("none", layers=given))
+    assert asked is not None
+    return asked.layers
 
 
 def _default(given: Any) -> Asked | None:
@@ -116,7 +128,7 @@ def _default(given: Any) -> Asked | None:
     if not isinstance(given, Mapping):
         raise TypeError(f"default must be a program's text or what emosteer.vllm.params gives, got {given!r}")
     asked = Asked.of(given)
-    if asked is None:
+    if asked is None or asked.program is None or asked.reads is not None or asked.prompt is not None:
         raise ValueError(
             f"default must be a program's text or what emosteer.vllm.params gives, got {dict(given)!r}"
         )

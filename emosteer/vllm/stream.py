@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -10,14 +10,17 @@ from torch import Tensor, nn
 
 from .deployment import Deployment
 from .operator import steer_stream_, traced
+from .read_operator import read_stream_
 
 # Buffers of a steered block: graph inputs at fixed addresses.
-DIRECTIONS, ROWS, PLACE, UNITS, TOKEN_ROW = (
+DIRECTIONS, ROWS, PLACE, UNITS, TOKEN_ROW, READING, VALUES = (
     "emosteer_directions",
     "emosteer_rows",
     "emosteer_place",
     "emosteer_units",
     "emosteer_token_row",
+    "emosteer_reading",
+    "emosteer_values",
 )
 
 
@@ -66,38 +69,53 @@ def parts(output: Any, layer: int) -> tuple[Tensor, Tensor | None]:
 
 
 def patch(
-    blocks: nn.ModuleList, deployment: Deployment, rows: Tensor, token_row: Tensor
+    blocks: nn.ModuleList,
+    deployment: Deployment,
+    rows: Tensor,
+    token_row: Tensor,
+    reading: Tensor | None = None,
+    values: Mapping[int, Tensor] | None = None,
 ) -> dict[int, nn.Module]:
-    """Have the blocks of the deployment's layers steer what they hand on; those that live on this rank, by layer.
+    """Have the blocks of the deployment's layers steer what they hand on, and write down what is read of it.
 
     Args:
         blocks: of the model.
         deployment: the banks, and at which layers.
         rows: int32 `[R, W]`, the table on the model's device.
         token_row: int32, the row of each token of a pass, room for padding included.
+        reading: int32, which tokens are read (`TokenReads.flags`); None: none ever is.
+        values: layer → where their projections are written.
+
+    Returns:
+        layer → block, of those that live on this rank.
     """
     patched = {}
-    for layer in deployment.layers:
+    values = values or {}
+    for layer in sorted({*deployment.layers, *values}):
         block = blocks[layer]
         if not any(True for _ in block.parameters()):  # of another pipeline rank
             continue
-        put = {
-            DIRECTIONS: deployment.directions(layer).to(rows.device),
-            ROWS: rows,
-            PLACE: torch.tensor([deployment.unit_word, *deployment.place(layer)], dtype=torch.int32).to(
-                rows.device
-            ),
-            UNITS: deployment.units(layer).to(rows.device),
-            TOKEN_ROW: token_row,
-        }
+        put = {DIRECTIONS: deployment.directions(layer).to(rows.device)}
+        if layer in deployment.layers:
+            place = torch.tensor([deployment.unit_word, *deployment.place(layer)], dtype=torch.int32)
+            put |= {ROWS: rows, PLACE: place.to(rows.device), UNITS: deployment.units(layer).to(rows.device)}
+            put[TOKEN_ROW] = token_row
+        if layer in values:
+            assert reading is not None
+            put |= {READING: reading, VALUES: values[layer]}
         for name, value in put.items():
             block.register_buffer(name, value, persistent=False)
-        block.forward = _steering(block, layer, deployment.settings.slots, deployment.settings.traced)
+        settings = deployment.settings
+        block.forward = _acting(
+            block, layer, settings.slots, settings.traced, layer in deployment.layers, layer in values
+        )
         patched[layer] = block
     return patched
 
 
-def _steering(block: nn.Module, layer: int, slots: int, trace: bool) -> Callable[..., Any]:
+def _acting(
+    block: nn.Module, layer: int, slots: int, trace: bool, steers: bool, reads: bool
+) -> Callable[..., Any]:
     unsteered, own = (
         block.forward,
         cast(Any, block),
@@ -106,18 +124,22 @@ def _steering(block: nn.Module, layer: int, slots: int, trace: bool) -> Callable
     def forward(*args: Any, **kwargs: Any) -> Any:
         output = unsteered(*args, **kwargs)
         hidden, residual = parts(output, layer)
-        arguments = (
-            own.emosteer_directions,
-            own.emosteer_rows,
-            own.emosteer_place,
-            own.emosteer_units,
-            own.emosteer_token_row,
-            slots,
-        )
-        if trace:
-            hidden = traced(hidden, residual, *arguments)
-            return (hidden, residual) if isinstance(output, tuple) else hidden
-        steer_stream_(hidden, residual, *arguments)
+        if steers:
+            arguments = (
+                own.emosteer_directions,
+                own.emosteer_rows,
+                own.emosteer_place,
+                own.emosteer_units,
+                own.emosteer_token_row,
+                slots,
+            )
+            if trace:
+                hidden = traced(hidden, residual, *arguments)
+                output = (hidden, residual) if isinstance(output, tuple) else hidden
+            else:
+                steer_stream_(hidden, residual, *arguments)
+        if reads:
+            read_stream_(hidden, residual, own.emosteer_directions, own.emosteer_reading, own.emosteer_values)
         return output
 
     return forward

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .settings import Settings
+
 # From this release on, and before that one.
 FROM, BEFORE = (0, 32), (0, 33)
 RANGE = ">=0.32,<0.33"
@@ -31,7 +33,7 @@ def supported(version: str) -> bool:
     return FROM <= release < BEFORE
 
 
-def check(config: Any) -> None:
+def check(config: Any, settings: Settings | None = None) -> None:
     """Raise Unsupported for a `VllmConfig` under which some token would be steered wrongly, or not at all."""
     parallel, passes = config.parallel_config, config.compilation_config.pass_config
     refused = {
@@ -43,6 +45,7 @@ def check(config: Any) -> None:
             parallel, "prefill_context_parallel_size"
         ),
         "decode context parallelism": _more(parallel, "decode_context_parallel_size"),
+        "pipeline parallelism, which has not been run with it": _more(parallel, "pipeline_parallel_size"),
         "sequence parallelism (pass_config.enable_sp), which splits the residual stream": getattr(
             passes, "enable_sp", False
         ),
@@ -54,6 +57,12 @@ def check(config: Any) -> None:
         ),
         "LoRA adapters (enable_lora), which have not been tested with it": config.lora_config,
     }
+    if settings is not None and settings.readable is not None:
+        drafts = getattr(config, "speculative_config", None)
+        refused |= {
+            "readings (readable) with speculative decoding, which have not been run together": drafts,
+            "readings (readable) from another scheduler (scheduler_cls)": not _own_scheduler(config),
+        }
     found = [what for what, given in refused.items() if given]
     if found:
         raise Unsupported(
@@ -63,3 +72,9 @@ def check(config: Any) -> None:
 
 def _more(parallel: Any, name: str) -> bool:
     return getattr(parallel, name, 1) > 1
+
+
+def _own_scheduler(config: Any) -> bool:
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    return issubclass(config.scheduler_config.get_scheduler_cls(), Scheduler)

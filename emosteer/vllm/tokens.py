@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,9 +14,9 @@ from emosteer.models.staging import Ring
 from .deployment import Placed
 from .rows import NO_ROW, Rows
 
-# Numbers of a request: its row, the length of its prompt, `Positions.numbers`.
+# Numbers of a request: its row, the length of its prompt, `Positions.numbers`; the last do not matter where no row is.
 _COLUMNS = 7
-_UNSTEERED = (NO_ROW, 0, 0, 0, 0, 0, 1)
+_NOWHERE = np.array([0, 0, 0, 0, 1], dtype=np.int64).tobytes()
 
 
 class TokenRows:
@@ -45,6 +46,7 @@ class TokenRows:
         self._filled = 0
         self._batch: tuple[list, list] | None = None  # whose numbers are on the device
         host = torch.zeros((requests, _COLUMNS), dtype=torch.int64)
+        self._staged = host.numpy()
         self._numbers = host.to(device)
         self._ring = None if device.type == "cpu" else Ring(host, device, depth=2 * in_flight)
 
@@ -83,15 +85,16 @@ class TokenRows:
         self._filled = tokens
 
     def _send(self, placed: Sequence[Placed | None], prompts: Sequence[int]) -> None:
-        numbers = [
-            _UNSTEERED if one is None else (row, prompt, *one.numbers)
-            for one, row, prompt in zip(placed, self._rows.of(placed), prompts)
-        ]
-        given = torch.tensor(numbers, dtype=torch.int64)
+        count = len(placed)
+        staged = self._staged[:count]
+        staged[:, 0], staged[:, 1] = self._rows.of(placed), prompts
+        where = b"".join([_NOWHERE if one is None else one.where for one in placed])
+        staged[:, 2:] = np.frombuffer(where, dtype=np.int64).reshape(count, -1)
+        given = torch.from_numpy(staged)
         if self._ring is None:
-            self._numbers[: len(given)] = given
+            self._numbers[:count] = given
         else:
-            self._ring.send(given, self._numbers[: len(given)])
+            self._ring.send(given, self._numbers[:count])
 
     def clear(self) -> None:
         """The next pass is nobody's, or nobody's in it is steered."""

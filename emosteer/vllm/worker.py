@@ -10,8 +10,10 @@ from torch import Tensor
 
 from .asking import Asked
 from .deployment import Deployment, Placed
+from .placed_reads import PlacedReads
 from .rows import Rows
 from .stream import blocks_of, patch
+from .token_reads import TokenReads
 from .tokens import TokenRows
 
 
@@ -25,6 +27,7 @@ class WorkerSteering:
     Attributes:
         tokens: what the blocks read.
         rows: the table.
+        reads: what is read of a pass; None for an engine that reads nothing.
 
     Raises:
         UnknownStream: the model does not hand its stream on in a way that is known, or that proves itself.
@@ -41,9 +44,13 @@ class WorkerSteering:
         with torch.inference_mode(False):
             self.rows = Rows(deployment, 2 * requests, device, in_flight)
             self.tokens = TokenRows(self.rows, _room(config), requests, device, in_flight)
+            self.reads: TokenReads | None = None
+            if deployment.readable:
+                self.reads = TokenReads(deployment, _room(config), requests, device, in_flight)
             self.blocks = blocks_of(runner.model, deployment.depth)
-            self.patched = patch(self.blocks, deployment, self.rows.table, self.tokens.value)
-        self._placed: dict[str, tuple[Placed | None, int]] = {}
+            read = (None, None) if self.reads is None else (self.reads.flags, self.reads.values)
+            self.patched = patch(self.blocks, deployment, self.rows.table, self.tokens.value, *read)
+        self._placed: dict[str, tuple[Placed | None, int, PlacedReads | None]] = {}
 
     def add(self, request: str, params: Any, prompt: int) -> None:
         """A request is known from here on.
@@ -54,7 +61,12 @@ class WorkerSteering:
             prompt: tokens of its prompt.
         """
         asked = Asked.of(getattr(params, "extra_args", None))
-        self._placed[request] = None if asked is None else self.deployment.placed(asked), prompt
+        if asked is None:
+            self._placed[request] = None, prompt, None
+        else:
+            asked = asked.over(self.deployment.settings.default)
+            placed, reads = self.deployment.placed(asked), self.deployment.reads(asked)
+            self._placed[request] = placed, asked.prompt or prompt, reads
 
     def drop(self, request: str) -> None:
         """It is known no more; nothing else belongs to it."""
@@ -77,12 +89,16 @@ class WorkerSteering:
         """
         known = [self._placed[request] for request in requests]
         self.tokens.fill(
-            [one for one, _ in known], [prompt for _, prompt in known], starts, positions, tokens
+            [one for one, _, _ in known], [prompt for _, prompt, _ in known], starts, positions, tokens
         )
+        if self.reads is not None:
+            self.reads.fill(requests, [reads for _, _, reads in known], starts, positions, tokens)
 
     def idle(self) -> None:
         """The next pass is nobody's."""
         self.tokens.clear()
+        if self.reads is not None:
+            self.reads.clear()
 
 
 def _room(config: Any) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from tests.steering.conftest import random_bank
 
 if not os.environ.get("EMOSTEER_VLLM"):
     collect_ignore = [
+        "test_readings.py",
         "test_requests.py",
         "test_server.py",
         "test_start.py",
@@ -36,7 +38,7 @@ OPTIONS = {
     "max_num_seqs": 20,
     "max_num_batched_tokens": 64,
     "block_size": 32,
-    "num_gpu_blocks_override": 28,
+    "num_gpu_blocks_override": 13,
     "disable_log_stats": False,
     "seed": 0,
 }
@@ -57,6 +59,14 @@ def bank_file(bank, tmp_path_factory):
     path = tmp_path_factory.mktemp("bank") / "random.safetensors"
     bank.save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def prompts():
+    """64 prompts of 2 to 80 tokens: several in a pass, others in several passes."""
+    generator = random.Random(1)
+    lengths = [generator.choice([2, 3, 5, 9, 17, 24, 40, 80]) for _ in range(64)]
+    return [[generator.randrange(300, 40_000) for _ in range(length)] for length in lengths]
 
 
 @dataclass
@@ -92,7 +102,7 @@ def engine(bank_file):
     os.environ.update(ENVIRONMENT)
     from vllm import LLM
 
-    settings = {"banks": {"random": str(bank_file)}, "slots": 3}
+    settings = {"banks": {"random": str(bank_file)}, "slots": 3, "readable": [5, 15]}
     return Engine(LLM(folder_of("smollm2"), additional_config={"emosteer": settings}, **OPTIONS))
 
 

@@ -13,7 +13,9 @@ import torch
 import emosteer as es
 from emosteer.models.table_rows import packed
 from emosteer.ops import SteerTable, reference
+from emosteer.vllm import read_operator
 from emosteer.vllm.operator import on_gpu, steer_stream_, traced
+from emosteer.vllm.read_operator import read_stream_
 
 SLOTS, WIDTH = 3, 48
 NAMES = ["a", "b", "c", "d"]
@@ -88,6 +90,32 @@ def test_is_the_definition(dtype, layer, two, form):
     assert torch.equal((hidden != before).any(1), (want != stream.double()).any(1))
 
 
+@pytest.mark.parametrize("form", ["operator", "elsewhere", "triton"])
+@pytest.mark.parametrize("two", [True, False], ids=["hidden and residual", "one tensor"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_what_is_read_are_projections_of_the_rounded_stream(dtype, two, form):
+    """For tokens that are read; the rows of others keep what they hold, and the stream its bits."""
+    hidden, residual = torch.randn(9, WIDTH).to(dtype), torch.randn(9, WIDTH).to(dtype) if two else None
+    directions = torch.nn.functional.normalize(torch.randn(5, WIDTH), dim=1)
+    reading = torch.tensor([0, 1, 1, 0, 1, 0, 0, 0, 1, 1, 1], dtype=torch.int32)  # two of padding
+    values, before = torch.full((11, 5), 7.0), hidden.clone()
+    if form == "operator":
+        read_stream_(hidden, residual, directions, reading, values)
+    elif form == "elsewhere":
+        read_operator._elsewhere(hidden, residual, directions, reading, values)
+    else:  # in Triton's interpreter
+        kernel = pytest.importorskip("emosteer.kernels.read_stream")
+        assert kernel.launch(hidden, residual, directions, reading, values) is not None
+        read_operator.on_gpu(hidden, residual, directions, reading, values)
+    x = before if residual is None else before + residual
+    wanted = torch.full((11, 5), 7.0, dtype=torch.float64)
+    wanted[:9][reading[:9] != 0] = (x.double() @ directions.double().T)[reading[:9] != 0]
+    assert torch.allclose(values.double(), wanted, atol=1e-5)
+    assert torch.equal(hidden, before)
+    with pytest.raises(ValueError, match="reading has 3 entries, a pass of 9 tokens"):
+        read_stream_(hidden, residual, directions, reading[:3], values)
+
+
 def test_all_tokens_of_one_unit_and_none():
     """The two ends that have their own way through the operator."""
     table, word = rows()
@@ -115,7 +143,10 @@ def test_a_pass_that_is_longer_than_the_engine_said():
 
 
 def test_a_compiler_puts_it_back_in_place(monkeypatch):
-    """Functionalised as vLLM has it and lowered by Inductor, it writes into what the block computed: no copy."""
+    """Functionalised as vLLM has it and lowered by Inductor, it writes into what the block computed: no copy.
+
+    Readings are written into their buffer.
+    """
     from torch._inductor import config
     from torch._inductor.utils import run_and_get_code
 
@@ -125,17 +156,23 @@ def test_a_compiler_puts_it_back_in_place(monkeypatch):
     directions = torch.nn.functional.normalize(torch.randn(4, WIDTH), dim=1)
     token_row = torch.tensor([0, -1, 3], dtype=torch.int32)
     weight = torch.randn(WIDTH, WIDTH)
+    reading, values = torch.tensor([1, 0, 1], dtype=torch.int32), torch.zeros(3, 4)
 
     def block(x, residual):
         hidden = torch.relu(x) @ weight
         steer_stream_(hidden, residual, directions, table, place, UNITS, token_row, SLOTS)
+        read_stream_(hidden, residual, directions, reading, values)
         stream = hidden + residual
         return stream * torch.rsqrt(stream.square().mean(-1, keepdim=True) + 1e-6), stream
 
     x, residual = torch.randn(3, WIDTH), torch.randn(3, WIDTH)
     with torch.no_grad():
         compiled, code = run_and_get_code(torch.compile(block, fullgraph=True), x, residual)
+        written = values.clone()
         assert torch.allclose(compiled[0], block(x, residual)[0], atol=1e-5)
+    assert torch.allclose(written, values, atol=1e-5)
+    assert written[0].abs().min() > 0
+    assert re.search(r"read_stream_\.default\(buf\d+, arg\w+, arg\w+, arg\w+, arg\w+\)", code[0])
     assert re.search(r"out=(buf\d+)\)(?:(?!empty_strided).)*steer_stream_\.default\(\1,", code[0], re.DOTALL)
 
 

@@ -27,14 +27,6 @@ def programs():
     return [kinds[k % len(kinds)](4.0 + k / 7) for k in range(64)]
 
 
-@pytest.fixture(scope="module")
-def prompts():
-    """64 prompts of 2 to 150 tokens: several in a pass, others in several passes."""
-    generator = random.Random(1)
-    lengths = [generator.choice([2, 3, 5, 9, 17, 40, 70, 150]) for _ in range(64)]
-    return [[generator.randrange(300, 40_000) for _ in range(length)] for length in lengths]
-
-
 def of_transformers(model, bank, prompts, asked, length):
     """`(tokens, scores)` of prompts under `(program, layers, positions)` each, those of a kind in one batch."""
     found = {}
@@ -150,7 +142,7 @@ def test_nothing_is_left_of_requests_that_have_ended(engine, prompts):
 
 
 def test_texts_of_other_programs_are_not_taken_from_the_prefix_cache(engine, prompts):
-    prompt = next(p for p in prompts if len(p) == 150)
+    prompt = [token for p in prompts if len(p) == 80 for token in p][:150]
     fresh = engine.answers([prompt[:80]], [None])[0]
     engine.answers([prompt], [params("calm +20")])
     again, plain = engine.answers([prompt, prompt], [params("calm +20"), None])
@@ -196,6 +188,13 @@ BAD = {
     "a mistyped key": ({"emosteer": "calm +1", "emosteer_layer": 3}, "no key of emosteer"),
     "a flag": ({"emosteer": "calm +1", "emosteer_relative": "maybe"}, "must be 0 or 1"),
     "contradiction": ({"emosteer": "calm >= 1 <= 0"}, "cannot be both"),
+    "an unknown concept to read": ({"emosteer_read": "clam"}, "did you mean 'calm'"),
+    "a layer that is not read": ({"emosteer_read": "calm", "emosteer_read_layers": 6}, r"reads at layers \[5, 15\]"),
+    "z without statistics": ({"emosteer_read": "calm"}, "no statistics of its projections"),
+    "an alarm without a bound": ({"emosteer_stop_at": "calm"}, 'must be like "desperate > 3'),
+    "a bound of NaN": ({"emosteer_stop_at": "calm > nan"}, 'must be like "desperate > 3'),
+    "nothing to read": ({"emosteer_read_layers": 5}, "without concepts"),
+    "a prompt of no tokens": ({"emosteer": "calm +1", "emosteer_prompt": 0}, "from 1 on"),
 }  # fmt: skip
 
 

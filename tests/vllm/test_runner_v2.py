@@ -9,6 +9,7 @@ import torch
 
 from emosteer.vllm import params, runner_v2
 from emosteer.vllm.rows import Rows
+from emosteer.vllm.token_reads import TokenReads, bring
 from emosteer.vllm.tokens import TokenRows
 
 CPU = torch.device("cpu")
@@ -25,6 +26,7 @@ def second(engine):
     steering.runner = SimpleNamespace(model_state=state, vllm_config=runner.vllm_config, device=CPU)
     steering.rows = Rows(steering.deployment, 40, CPU)
     steering.tokens = TokenRows(steering.rows, 200, 20, CPU)
+    steering.reads = TokenReads(steering.deployment, 200, 20, CPU)
     steering._placed = {}
     runner_v2.PART.attach(steering)
     return steering, state
@@ -102,6 +104,40 @@ def test_requests_in_any_order_padded_dummy_and_resumed(second):
     for name in "abc":
         state.remove_request(name)
     assert steering._placed == {}
+
+
+def test_readings_follow_the_requests_of_a_pass(second):
+    """Whatever their order, padded; they come with the output, also with one that is copied later."""
+    from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
+
+    steering, state = second
+    reads = steering.reads
+    state.add_request(0, new("a", params(read="calm", read_layers=15, read_unit="projection"), 6))
+    state.add_request(1, new("b", params("calm +1"), 4))
+    state.add_request(2, new("c", params(read="angry", read_layers=[5, 15], read_unit="projection"), 3))
+    state.prepare_inputs(batch("cba", [3, 0, 6], [1, 4, 2], padding=5), None)
+    assert reads.flags[:12].tolist() == [1, 0, 0, 0, 0, 1, 1] + [0] * 5
+    for layer, values in reads.values.items():
+        values.copy_(1000.0 * layer + torch.arange(200.0)[:, None] + torch.arange(values.shape[1]) / 100)
+    concept = {name: steering.deployment.banks["random"].index(name) / 100 for name in ("calm", "angry")}
+    output = ModelRunnerOutput(req_ids=["c", "b", "a"], req_id_to_index={"c": 0, "b": 1, "a": 2})
+
+    class Later(AsyncModelRunnerOutput):
+        def get_output(self):
+            return output
+
+    runner = SimpleNamespace(sample_tokens=lambda *_: Later())
+    bring(runner, reads)
+    found = runner.sample_tokens(None).get_output().emosteer_readings
+    assert found.keys() == {"a", "c"}
+    scale = steering.deployment.banks["random"].scale
+    assert found["a"][0].tolist() == [6, 7]
+    wanted = np.array([[15005.0], [15006.0]]) + concept["calm"]
+    assert found["a"][1] == pytest.approx(wanted / scale[15])
+    assert found["c"][0].tolist() == [3]
+    wanted = (np.array([[5000.0, 15000.0]]) + concept["angry"]) / scale[15]
+    assert found["c"][1] == pytest.approx(wanted)
+    assert isinstance(runner.sample_tokens(None), Later)  # nothing is told twice
 
 
 def test_a_request_among_others_that_was_never_added_ends_the_pass(second):

@@ -31,6 +31,7 @@ def server(bank_file, tmp_path_factory, unused_port):
     log = tmp_path_factory.mktemp("server") / "log"
     options = [
         "--bank", f"random={bank_file}", "--default", DEFAULT, "--slots", "3", "--port", str(unused_port),
+        "--readable", "5,15",
         "--dtype", "float32", "--max-model-len", "192", "--max-num-seqs", "20", "--max-num-batched-tokens", "64",
     ]  # fmt: skip
     command = [sys.executable, "-c", "from emosteer.cli import main; main()", "serve", "smollm2", *options]

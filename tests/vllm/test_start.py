@@ -149,6 +149,7 @@ def test_ways_of_running_that_are_refused(engine):
         ("parallel_config", "enable_dbo", True, "dual-batch overlap"),
         ("parallel_config", "prefill_context_parallel_size", 2, "prefill context"),
         ("parallel_config", "decode_context_parallel_size", 2, "decode context"),
+        ("parallel_config", "pipeline_parallel_size", 2, "pipeline"),
         ("model_config", "runner_type", "pooling", "pooling models"),
         (None, "lora_config", object(), "LoRA"),
         (None, "kv_transfer_config", object(), "from elsewhere"),
@@ -162,6 +163,18 @@ def test_ways_of_running_that_are_refused(engine):
             object.__setattr__(changed, where, part)
         with pytest.raises(support.Unsupported, match=reason):
             support.check(changed)
+    readable = Settings({"random": "x"}, readable=15)
+    support.check(config, readable)
+    drafting, scheduled = copy.copy(config), copy.copy(config)
+    object.__setattr__(drafting, "speculative_config", object())
+    support.check(drafting)
+    with pytest.raises(support.Unsupported, match="with speculative decoding"):
+        support.check(drafting, readable)
+    other = copy.copy(config.scheduler_config)
+    object.__setattr__(other, "scheduler_cls", Settings)
+    object.__setattr__(scheduled, "scheduler_config", other)
+    with pytest.raises(support.Unsupported, match="from another scheduler"):
+        support.check(scheduled, readable)
     passes = copy.copy(config.compilation_config)
     passes.pass_config = copy.copy(passes.pass_config)
     object.__setattr__(passes.pass_config, "enable_sp", True)
