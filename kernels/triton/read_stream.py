@@ -4,7 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launches.plan import WARP_ELEMENTS, Launch, row_block
+from .launches import Launch, row_block
+from .launches.plan import WARP_ELEMENTS
 from .paths import kernel
 from .rows import added_row
 
