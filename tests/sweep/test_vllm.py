@@ -1,8 +1,12 @@
-"""The vLLM engine on the built-in model: the rows of the local engine for all positions and programs; two processes."""
+"""The vLLM engine on a small model: the rows of the local engine for all positions, layers and programs.
 
+Graphs are as Dynamo traces them, or left out where a test is about something else: `tests/vllm` compares the steering
+itself with transformers on the built-in model.
+"""
+
+import dataclasses
 import os
 import signal
-import warnings
 
 import pytest
 import torch
@@ -19,7 +23,21 @@ PROMPTS = [
     "My neighbour came in and said: I am so",
     "The letter had lain on the table for a week before anyone opened it, and then it was",
 ]
-OPTIONS = {"max_model_len": 128, "max_num_seqs": 24}
+OPTIONS = {"max_model_len": 128, "max_num_seqs": 24, "kv_cache_memory_bytes": 1 << 26}
+
+
+# Without compilers of any kind: vLLM has one for ranks of log-probabilities too.
+EAGER = {**OPTIONS, "enforce_eager": True}
+
+
+@pytest.fixture(autouse=True)
+def _quickly(monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_CI_ENV", "1")
+
+
+@pytest.fixture
+def _without_compilers(monkeypatch):
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
 
 
 def shouting(text):
@@ -29,21 +47,37 @@ def shouting(text):
 
 
 @pytest.fixture(scope="module")
-def bank():
-    return random_bank(es.load("smollm2")[0])
+def model(tmp_path_factory):
+    """`(folder, model)` of a small Llama with the tokenizer of the built-in one."""
+    torch.manual_seed(0)
+    tok = es.load("smollm2")[1]
+    config = LlamaConfig(
+        vocab_size=len(tok), hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, initializer_range=0.1, max_position_embeddings=256, pad_token_id=2, bos_token_id=1,
+        eos_token_id=2,
+    )  # fmt: skip
+    made, folder = LlamaForCausalLM(config).eval(), tmp_path_factory.mktemp("model")
+    made.save_pretrained(folder)
+    tok.save_pretrained(folder)
+    return folder, made
 
 
 @pytest.fixture(scope="module")
-def sweep(bank):
-    """Makes a sweep of the built-in model; keywords add to or replace the usual ones."""
+def bank(model):
+    return random_bank(model[1])
+
+
+@pytest.fixture(scope="module")
+def sweep(model, bank):
+    """Makes a sweep of the small model; keywords add to or replace the usual ones."""
 
     def make(**changed):
         usual = dict(
-            model="smollm2",
+            model=model[0],
             bank=bank,
             prompts=PROMPTS,
-            programs=[es.add("calm", 20.0), es.ablate("calm") + es.cap("angry", 0.0)],
-            layers=[[10, 20]],
+            programs=[es.add("calm", 3.0), es.ablate("calm") + es.cap("angry", 0.0)],
+            layers=[[1, 2]],
             metrics=[es.metrics.choices([" good", " bad"]), es.metrics.text()],
             generation={"max_new_tokens": 8},
         )
@@ -71,20 +105,21 @@ def same(found, wanted):
 
 
 def test_the_rows_are_those_of_the_local_engine(sweep, tmp_path):
-    """Drawn tokens, three kinds of positions, programs of one and two slots, every metric.
+    """Drawn tokens, three kinds of positions, two sets of layers, programs of one and two slots, every metric.
 
     What vLLM refuses, here a prompt that is too long for it, is its rows' reason, and the rest goes on.
     """
     wanted = sweep(
         positions=["all", "generated", "-2:"],
+        layers=[[1, 2], [0]],
         prompts=[*PROMPTS[:2], "again and " * 70],
-        random_directions=2,
+        random_directions=1,
         generation={"max_new_tokens": 8, "temperature": 0.8, "top_k": 20, "top_p": 0.95},
         metrics=[
             es.metrics.choices([" good", " bad", " not good at all"]),
             es.metrics.phrases({"fine": " rather fine", "end": "."}),
             es.metrics.perplexity(),
-            es.metrics.readings(["calm", "angry"], layer=15),
+            es.metrics.readings(["calm", "angry"], layer=1),
             es.metrics.readings(name="of all"),
             es.metrics.judge(shouting, version="1"),
             es.metrics.repetition(),
@@ -103,62 +138,49 @@ def test_the_rows_are_those_of_the_local_engine(sweep, tmp_path):
     assert len({row["text"] for row in steered}) > 2  # or the programs have done nothing, here and there
 
 
-def test_fractions_of_the_norm_and_metrics_that_come_later(sweep, tmp_path):
-    """Greedy text at a fraction of each token's norm; a run with more metrics generates nothing again."""
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes want two processors")
+@pytest.mark.usefixtures("_without_compilers")
+def test_fractions_of_the_norm_and_metrics_that_come_later_in_two_processes(sweep, tmp_path, monkeypatch):
+    """Half a model each. Greedy text at a fraction of each token's norm; a run with more metrics generates no text."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     usual = dict(relative=True, programs=["calm", "desperate"], strengths=(-0.5, 0.5))
     more = dict(
         metrics=[es.metrics.choices([" good", " bad"]), es.metrics.perplexity(), es.metrics.readings()]
     )
     sweep(**usual).run(tmp_path / "vllm", progress=False)
-    found = sweep(**usual, **more).run(tmp_path / "vllm", engine="vllm", progress=False, **OPTIONS)
+    options = {**EAGER, "tensor_parallel_size": 2}
+    found = sweep(**usual, **more).run(tmp_path / "vllm", engine="vllm", progress=False, **options)
     same(rows(found), rows(sweep(**usual, **more).run(tmp_path / "local", progress=False)))
 
 
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes want two processors")
-def test_two_processes_with_half_a_model_each(tmp_path, monkeypatch):
-    torch.manual_seed(0)
-    tok = es.load("smollm2")[1]
-    config = LlamaConfig(
-        vocab_size=len(tok), hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, initializer_range=0.1, max_position_embeddings=256, pad_token_id=2, bos_token_id=1,
-        eos_token_id=2,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config).eval()
-    model.save_pretrained(tmp_path / "model")
-    tok.save_pretrained(tmp_path / "model")
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-    one = es.Sweep(
-        tmp_path / "model",
-        bank=random_bank(model),
-        prompts=["hello there", "and so on and"],
-        programs=[es.add("calm", 3.0)],
-        layers=[[1, 2]],
-        metrics=[es.metrics.choices([" good", " bad"]), es.metrics.perplexity(), es.metrics.readings()],
-        generation={"max_new_tokens": 6},
-    )
-    there = one.run(tmp_path / "vllm", engine="vllm", progress=False, tensor_parallel_size=2, **OPTIONS)
-    same(rows(there), rows(one.run(tmp_path / "local", progress=False)))
-
-
+@pytest.mark.usefixtures("_without_compilers")
 def test_a_killed_engine_loses_nothing_that_was_reported(sweep, tmp_path, monkeypatch):
+    """It is killed before a request is sent to it, so that one answer at least must be missing."""
     from emosteer.sweep.engines.vllm.server import Server
 
-    before = Server.answers
-    heard = []
+    ask, hear = Server.ask, Server.answers
+    heard, killed = [], []
+
+    def asked(self, *args, **kwargs):
+        if len(heard) > 5 and not killed:
+            killed.extend(self.processes)
+            for process in killed:
+                os.kill(process.pid, signal.SIGKILL)
+                process.join()
+        ask(self, *args, **kwargs)
 
     def answers(self):
-        found = before(self)
+        found = hear(self)
         heard.extend(found)
-        if len(heard) > 5:  # early: an engine that runs ahead has answered more than is heard yet
-            assert self.processes  # or nothing is killed
-            for process in self.processes:
-                os.kill(process.pid, signal.SIGKILL)
         return found
 
+    monkeypatch.setattr(Server, "ask", asked)
     monkeypatch.setattr(Server, "answers", answers)
-    one = sweep(seeds=range(8), generation={"max_new_tokens": 16, "temperature": 1.0})
+    one = sweep(seeds=range(3), generation={"max_new_tokens": 4, "temperature": 1.0})
+    options = {**EAGER, "max_num_seqs": 2}
     with pytest.raises(Exception, match="vLLM has ended amid the run.*what was reported done is safe"):
-        one.run(tmp_path, engine="vllm", progress=False, flush_seconds=0.0, **OPTIONS)
+        one.run(tmp_path, engine="vllm", progress=False, flush_seconds=0.0, **options)
+    assert killed
     done = rows(es.Sweep.open(tmp_path))
     assert len(done) > 5
     wanted = rows(one.run(tmp_path, progress=False))
@@ -166,30 +188,31 @@ def test_a_killed_engine_loses_nothing_that_was_reported(sweep, tmp_path, monkey
     assert {key: wanted[key] for key in done} == done
 
 
+@pytest.mark.usefixtures("_without_compilers")
 def test_a_stream_that_is_not_the_models_is_noticed(sweep, tmp_path, monkeypatch):
-    """What a model would do whose blocks hand something else along: here the bank of vLLM's workers is another."""
+    """What a model would do whose weights are others: here the bank of vLLM's workers is another."""
     from emosteer.sweep.engines.vllm import server
 
-    turned = {layer: -v for layer, v in random_bank(es.load("smollm2")[0]).directions.items()}
-
     class Turned(server.Server):
-        def __init__(self, model, revision, dtype, bank, *rest):
-            super().__init__(model, revision, dtype, es.Bank(bank.names, turned, scale=bank.scale), *rest)
+        def __init__(self, model, revision, dtype, banks, *rest):
+            turned = {layer: -v for layer, v in banks.bank.directions.items()}
+            other = es.Bank(banks.bank.names, turned, scale=banks.bank.scale)
+            super().__init__(model, revision, dtype, dataclasses.replace(banks, bank=other), *rest)
 
     monkeypatch.setattr(server, "Server", Turned)
     with pytest.raises(RuntimeError, match="differs from that of transformers by .* nats a token"):
-        sweep(controls=()).run(tmp_path, engine="vllm", progress=False, **OPTIONS)
+        sweep(controls=()).run(tmp_path, engine="vllm", progress=False, **EAGER)
 
 
-def test_arguments_that_cannot_be_taken(sweep, bank, tmp_path):
-    model, tok = es.load("smollm2")
+def test_arguments_that_cannot_be_taken(sweep, model, tmp_path):
+    tok = es.load("smollm2")[1]
     with pytest.raises(ValueError, match="loads the model itself"):
-        sweep(model=model, tok=tok).run(tmp_path / "a", engine="vllm", progress=False)
-    with pytest.raises(ValueError, match="enforce_eager is set by emosteer"):
-        sweep().run(tmp_path / "b", engine="vllm", progress=False, enforce_eager=False)
+        sweep(model=model[1], tok=tok).run(tmp_path / "a", engine="vllm", progress=False)
+    with pytest.raises(ValueError, match="async_scheduling is set by emosteer"):
+        sweep().run(tmp_path / "b", engine="vllm", progress=False, async_scheduling=True)
     with pytest.raises(ValueError, match="arguments of vllm.EngineArgs.*no_such"):
         sweep().run(tmp_path / "c", engine="vllm", progress=False, no_such=1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with pytest.raises(RuntimeError, match="vLLM does not start with model"):
-            sweep().run(tmp_path / "d", engine="vllm", progress=False, max_model_len=10**6)
+    with pytest.raises(RuntimeError, match="vLLM does not start with model"):
+        sweep().run(tmp_path / "d", engine="vllm", progress=False, max_model_len=10**6)
+    with pytest.raises(ValueError, match="positions in words or as slices, got 'mask:011'"):
+        sweep(positions=torch.tensor([False, True, True])).run(tmp_path / "e", engine="vllm", progress=False)

@@ -101,11 +101,15 @@ class Definition:
             self.arms,
             seeds=self.seeds,
             positions=self.positions,
-            layers=[_layers(one, depth, self.bank) for one in self.layers],
+            layers=self.layer_sets(depth),
             exclude=self.exclude,
             where=self.where,
             relative=self.relative,
         )
+
+    def layer_sets(self, depth: int) -> list[tuple[int, ...]]:
+        """The blocks of each set of layers, of a model with so many."""
+        return [_layers(one, depth, self.bank) for one in self.layers]
 
 
 def _numbers(name: str, given: Any, *, whole: bool = False) -> tuple[Any, ...]:

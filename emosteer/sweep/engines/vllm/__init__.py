@@ -1,1 +1,1 @@
-"""`engine="vllm"`: vLLM runs the units in its own batches, each request steered by its own row of the table."""
+"""`engine="vllm"`: units as requests of vLLM, each with its program (`emosteer.vllm`), in its own batches."""

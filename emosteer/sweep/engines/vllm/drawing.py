@@ -11,10 +11,10 @@ from torch import Tensor
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
 from ...plan.generation import Generation
-from .notes import Note
 
-# Name of the entry of vLLM's `additional_config` with the settings of generated text.
-SETTINGS = "emosteer_generation"
+# Name of the entry of vLLM's `additional_config` with the settings of generated text, and of a request's `extra_args`
+# with the seed of its draws. The latter is no key of `emosteer.vllm`, which begin with "emosteer".
+SETTINGS, SEED = "emosteer_generation", "sweep_seed"
 
 
 class DrawnTokens(AdapterLogitsProcessor):
@@ -28,10 +28,8 @@ class DrawnTokens(AdapterLogitsProcessor):
         return False
 
     def new_req_logits_processor(self, params: Any) -> Callable[..., Tensor] | None:
-        note = Note.of(params)
-        if note is None or note.seed is None:
-            return None
-        return _Drawn(self._generation, note.seed)
+        seed = (getattr(params, "extra_args", None) or {}).get(SEED)
+        return None if seed is None else _Drawn(self._generation, seed)
 
 
 class _Drawn:

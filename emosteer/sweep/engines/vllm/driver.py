@@ -18,14 +18,12 @@ from ...metrics.reading import Readings, ready_metrics
 from ...metrics.row import Row
 from ...store import Store
 from ..local import Runner
-from ..local.held_rows import HeldRows
 from ..local.pool import ends_of
-from ..local.steered import Steered
-from ..places import by_place
 from ..progress import SweepProgress
 from ..work import Work, failed_rows, rows_of
 from ..writer import write_rows
 from .asked import Asked, at_once, behind_prompt, looking_back, requests_of
+from .banks import Banks
 from .proof import prove
 from .server import Ended, Server, serving
 
@@ -45,16 +43,17 @@ def run_vllm(
 ) -> None:
     """One model in vLLM, which batches, schedules and pages; on an error what is finished is written first.
 
-    vLLM runs eagerly, and shares keys and values only between requests of one program.
+    Units of all programs, layers and positions share vLLM's batches and its compiled model; `emosteer.vllm` steers and
+    reads them.
 
     Args:
         sweep: what says which model vLLM loads.
         options: arguments of `vllm.EngineArgs`: tensor_parallel_size, max_model_len, max_num_seqs,
-            gpu_memory_utilization, kv_cache_memory_bytes (on a CPU 1 GiB unless given) and more.
+            gpu_memory_utilization, enforce_eager, kv_cache_memory_bytes (on a CPU 1 GiB unless given) and more.
 
     Raises:
         ImportError: vLLM is not installed.
-        ValueError: an option that vLLM does not know, a model that is not loaded by name.
+        ValueError: an option that vLLM does not know, a model that is not loaded by name, a mask over positions.
         RuntimeError: vLLM does not start, cannot steer this model, or has ended, and why.
         FolderError: the folder cannot be written to.
     """
@@ -62,6 +61,12 @@ def run_vllm(
         raise ValueError(
             'engine "vllm" loads the model itself: give Sweep(model=…) the name of one (a folder, a GGUF file, a '
             'Hub id), not a loaded model; save_pretrained(folder) writes one, or use engine="local"'
+        )
+    masks = [label for label in sweep.position_labels if label.startswith("mask:")]
+    if masks:
+        raise ValueError(
+            f'engine "vllm" takes positions in words or as slices, got {masks[0]!r}; use a slice such as "2:5", or '
+            f'engine="local"'
         )
     with ExitStack() as until_done:
         driver = _Driver(runner, sweep, sweep.name, options, until_done)
@@ -75,8 +80,11 @@ class _Driver:
         self.runner, self.generation, self.tok = runner, runner.generation, runner.tok
         self._sweep, self._name, self._options, self._until_done = sweep, name, options, until_done
         self._ends = ends_of(runner.model)
-        metrics = ready_metrics(sweep.metrics, sweep.bank, find_decoder(runner.model).depth)
-        self.readings = [metric for metric in metrics if isinstance(metric, Readings)]
+        depth = find_decoder(runner.model).depth
+        metrics = ready_metrics(sweep.metrics, sweep.bank, depth)
+        layers = sorted({layer for one in sweep.layer_sets(depth) for layer in one})
+        self.banks = Banks(runner.bank, tuple(layers), tuple(m for m in metrics if isinstance(m, Readings)))
+        self._slots = max([MIN_SLOTS, *(len(arm.program.slots) for arm in sweep.arms)])
         self._server: Server | None = None
         self._asked: dict[str, Asked] = {}
 
@@ -90,10 +98,9 @@ class _Driver:
                     folder_of(self._name, dtype=dtype),
                     self._sweep.revision,
                     str(dtype).removeprefix("torch."),
-                    self.runner.bank,
-                    self.runner.relative,
+                    self.banks,
+                    self._slots,
                     self.generation,
-                    self.readings,
                     self._options,
                 )
             )
@@ -101,49 +108,34 @@ class _Driver:
 
     def rows(self, works: Iterable[Work]) -> Iterator[list[Row]]:
         """The rows of each unit as it is finished."""
-        slots = max([MIN_SLOTS, *(len(arm.program.slots) for arm in self._sweep.arms)])
-        for (layers, positions), group in by_place(works):
-            placed: HeldRows | None = None
-            for work in group:
-                if not work.needs_model:
-                    yield self.runner.from_text(work)
-                    continue
-                if (why := self.runner.too_long(work)) is not None:
-                    yield failed_rows(work, ValueError(why), self.generation)
-                    continue
-                if placed is None:
-                    self.server.place(layers, positions, slots)
-                    self._held = placed = HeldRows(self.server.set)
-                    proven = False
-                if not proven and work.unit.program.slots:
-                    yield from self._prove(work, layers, positions, slots)
-                    proven = True
-                yield from self._ask(work)
-                while len(self._asked) >= QUEUE * self.server.rows:
+        proven = False
+        for work in works:
+            if not work.needs_model:
+                yield self.runner.from_text(work)
+                continue
+            if (why := self.runner.too_long(work)) is not None:
+                yield failed_rows(work, ValueError(why), self.generation)
+                continue
+            if not proven and work.unit.program.slots:
+                while self._asked:  # nothing else may come back in between
                     yield from self._hear()
-            while self._asked:
+                prove(self.server, self.runner, work, self._slots)
+                proven = True
+            yield from self._ask(work)
+            while len(self._asked) >= QUEUE * self.server.rows:
                 yield from self._hear()
-
-    def _prove(self, work: Work, layers: tuple[int, ...], positions: str, slots: int) -> Iterator[list[Row]]:
-        while self._asked:  # nothing else may come back in between
+        while self._asked:
             yield from self._hear()
-        runner, unit = self.runner, work.unit
-        row = self._held.hold(unit.program)
-        try:
-            steered = Steered(runner.model, runner.bank, layers, positions, runner.relative, slots)
-            prove(self.server, row, runner, steered, unit)
-        finally:
-            self._held.release(unit.program)
 
     def _ask(self, work: Work) -> Iterator[list[Row]]:
-        asked = Asked(work, self._held.hold(work.unit.program), Seen(work.unit))
+        asked = Asked(work, Seen(work.unit))
         self._asked[work.unit.id] = asked
         ids = {c: self.runner.ids(c) for c in work.continuations}
         try:
-            for kind, tokens, salt, params in requests_of(asked, ids, self.generation):
+            for kind, tokens, params in requests_of(work, ids, self.generation, self.runner.relative):
                 if work.generates and kind == "ahead:0":
                     params["stop_token_ids"] = sorted(self._ends)
-                self._send(asked, kind, tokens, salt, params)
+                self._send(asked, kind, tokens, params)
             if work.tokens is not None:
                 self._written(asked, list(work.tokens))
         except Exception as error:
@@ -151,9 +143,9 @@ class _Driver:
             return
         yield from self._finished(asked)
 
-    def _send(self, asked: Asked, kind: str, tokens: list[int], salt: str, params: dict[str, Any]) -> None:
+    def _send(self, asked: Asked, kind: str, tokens: list[int], params: dict[str, Any]) -> None:
         id = f"{asked.work.unit.id}:{kind}"
-        self.server.ask(id, tokens, salt, **params)
+        self.server.ask(id, tokens, **params)
         asked.out.add(id)
 
     def _hear(self) -> Iterator[list[Row]]:
@@ -178,7 +170,8 @@ class _Driver:
         prompt = len(work.unit.prompt.tokens)
         if kind == "back":
             seen.text_log_probabilities = behind_prompt(answer, prompt)
-            self._read(asked)
+            if self.runner.readings(work):
+                seen.projections.update(self.banks.projections(answer))
         elif kind.startswith("tail:"):
             continuation = work.continuations[int(kind.removeprefix("tail:"))]
             seen.continuations[continuation] = behind_prompt(answer, prompt)
@@ -197,32 +190,16 @@ class _Driver:
         asked.seen.tokens = tuple(tokens)
         asked.seen.text = self.tok.decode(tokens, skip_special_tokens=True)
         if asked.work.looks_back and tokens:
-            self._send(asked, *looking_back(asked, bool(self.runner.readings(asked.work))))
-
-    def _read(self, asked: Asked) -> None:
-        wanted = {metric.fingerprint for metric in self.runner.readings(asked.work)}
-        if not wanted:
-            return
-        count = len(asked.seen.tokens or ())
-        for metric, total in zip(self.readings, self.server.sums(asked.work.unit.id)):
-            assert metric.bank is not None
-            assert metric.layer is not None
-            if metric.fingerprint in wanted:
-                unit = metric.bank.scale.get(metric.layer, 1.0) * count
-                asked.seen.projections[metric.fingerprint] = torch.tensor(total) / unit
+            self._send(asked, *looking_back(asked, self.banks, bool(self.runner.readings(asked.work))))
 
     def _finished(self, asked: Asked) -> Iterator[list[Row]]:
         if not asked.out:
-            self._leave(asked)
+            del self._asked[asked.work.unit.id]
             yield rows_of(asked.work, asked.seen, self.generation)
 
     def _failed(self, asked: Asked, error: Exception) -> list[Row]:
         if isinstance(error, Ended):  # not the unit's fault
             raise error
         self.server.abort(asked.out)
-        self._leave(asked)
-        return failed_rows(asked.work, error, self.generation)
-
-    def _leave(self, asked: Asked) -> None:
         del self._asked[asked.work.unit.id]
-        self._held.release(asked.work.unit.program)
+        return failed_rows(asked.work, error, self.generation)

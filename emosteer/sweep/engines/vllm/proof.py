@@ -6,11 +6,10 @@ import torch
 
 from emosteer.models.scoring import continuation_log_probabilities
 
-from ...plan.units import Unit
 from ..local import Runner
 from ..local.steered import Steered
-from .asked import behind_prompt
-from .notes import Note
+from ..work import Work
+from .asked import behind_prompt, steered
 from .server import Server
 
 # Tokens of the prompt that are looked at.
@@ -20,19 +19,21 @@ LENGTH = 64
 FULL, HALF = 0.02, 0.2
 
 
-def prove(server: Server, row: int, runner: Runner, steered: Steered, unit: Unit) -> None:
+def prove(server: Server, runner: Runner, work: Work, slots: int) -> None:
     """Compare the log-probabilities of a unit's prompt under its program, all but the first token as generated.
 
     Raises:
         RuntimeError: they differ.
     """
+    unit = work.unit
     tokens = list(unit.prompt.tokens[: min(LENGTH, server.longest - 1)])
     if len(tokens) < 2:
         return
-    with steered.steering, steered.holding([unit]) as rows, steered.batch(rows, [1]):
+    local = Steered(runner.model, runner.bank, unit.layers, unit.positions, runner.relative, slots)
+    with local.steering, local.holding([unit]) as rows, local.batch(rows, [1]):
         (wanted,) = continuation_log_probabilities(runner.model, [tokens[:1]], [tokens[1:]])
-    note = Note(row, 1)
-    server.ask("proof", tokens, "proof", max_tokens=1, prompt_logprobs=0, extra_args=note.extra_args())
+    extra = steered(work, runner.relative, prompt=1)
+    server.ask("proof", tokens, max_tokens=1, prompt_logprobs=0, extra_args=extra)
     answers: list = []
     while not answers:
         answers = server.answers()

@@ -7,20 +7,18 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from multiprocessing import connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Thread
 from typing import Any
 
-from emosteer.bank import Bank
-from emosteer.programs import Program
+from emosteer.vllm import support
+from emosteer.vllm.settings import KEY
 
-from ...metrics.reading import Readings
 from ...plan.generation import Generation
+from .banks import Banks
 
 # What vLLM is told unless somebody has told it otherwise. Processes are spawned, since a forked one hangs in the
-# threads of a model that has run; the second model runner keeps its requests elsewhere.
+# threads of a model that has run; the first model runner is the one whose draws are shown to be those of other engines.
 ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -51,6 +49,7 @@ def imported() -> Any:
         ) from None
     except Exception as error:
         raise ImportError(f'engine "vllm": vLLM cannot be imported here: {error}') from error
+    support.check_release(vllm.__version__)
     return vllm
 
 
@@ -65,9 +64,9 @@ class Server:
         model: folder or Hub id.
         revision: of a Hub id.
         dtype: of the weights, as vLLM calls it.
-        bank, relative: of the programs.
+        banks: of programs and readings.
+        slots: directions that a program combines at most.
         generation: how text is drawn.
-        readings: reading metrics, each with its bank and layer.
         options: further arguments of vLLM's `EngineArgs`.
 
     Attributes:
@@ -84,26 +83,25 @@ class Server:
         model: str,
         revision: str | None,
         dtype: str,
-        bank: Bank,
-        relative: bool,
+        banks: Banks,
+        slots: int,
         generation: Generation,
-        readings: Sequence[Readings],
         options: dict[str, Any],
     ) -> None:
         from .drawing import SETTINGS
 
         vllm = imported()
         self._vllm = vllm
-        given = dict(
+        self._folder = TemporaryDirectory()
+        settings = {**banks.save(Path(self._folder.name)), "slots": slots}
+        given: dict[str, Any] = dict(
             model=model,
             revision=revision,
             dtype=dtype,
             skip_tokenizer_init=True,
-            enforce_eager=True,  # a graph would leave the hooks out
             async_scheduling=False,  # draws need the tokens before
-            worker_extension_cls="emosteer.sweep.engines.vllm.worker.SteeredWorker",
             logits_processors=["emosteer.sweep.engines.vllm.drawing:DrawnTokens"],
-            additional_config={SETTINGS: json.dumps(asdict(generation))},
+            additional_config={KEY: settings, SETTINGS: json.dumps(asdict(generation))},
             disable_log_stats=True,
         )
         taken = sorted(given.keys() & options.keys())
@@ -121,54 +119,28 @@ class Server:
             raise RuntimeError(
                 f"vLLM does not start with model {model!r} and options {options}: {error}"
             ) from error
-        self._closed = self._died = False
-        self._watch()
+        if getattr(self.engine.input_processor, "emosteer", None) is None:
+            self.close()
+            raise RuntimeError(
+                f"vLLM has not loaded emosteer's plugin, so nothing would be steered: VLLM_PLUGINS="
+                f"{os.environ.get('VLLM_PLUGINS')!r} must name emosteer too, or be unset"
+            )
         self.rows = self.engine.vllm_config.scheduler_config.max_num_seqs
         self.longest = self.engine.vllm_config.model_config.max_model_len
-        try:
-            self._open(bank, relative, readings)
-        except BaseException:
-            self.close()
-            raise
 
-    def _open(self, bank: Bank, relative: bool, readings: Sequence[Readings]) -> None:
-        wanted = [
-            (m.layer, m.bank.directions[m.layer][[m.bank.index(c) for c in m.concepts or ()]].tolist())
-            for m in readings
-            if m.bank is not None and m.layer is not None
-        ]
-        with TemporaryDirectory() as folder:
-            file = Path(folder) / "bank.safetensors"
-            bank.save(file)
-            self._call("emosteer_open", str(file), relative, wanted)
-
-    def place(self, layers: tuple[int, ...], positions: str, slots: int) -> None:
-        """Steer there from now on, with an empty table; nothing may be running."""
-        self._call("emosteer_place", list(layers), positions, slots)
-
-    def set(self, row: int, program: Program) -> None:
-        """Put a program into a row of the table."""
-        slots = [[s.name, s.strength, s.low, s.high, s.rotate] for s in program.slots]
-        self._call("emosteer_set", row, slots, program.preserve_norm)
-
-    def sums(self, key: str) -> list[list[float]]:
-        """For each reading the summed projections of what was read under a key."""
-        return self._call("emosteer_sums", key)[0]
-
-    def ask(self, id: str, tokens: Sequence[int], salt: str, **params: Any) -> None:
+    def ask(self, id: str, tokens: Sequence[int], **params: Any) -> None:
         """Queue a request.
 
         Args:
             id: comes back with the answer.
             tokens: of the prompt.
-            salt: keys and values are shared only between requests of one salt.
             params: of vLLM's `SamplingParams`.
 
         Raises:
             ValueError: vLLM refuses it, and why.
             Ended: vLLM has ended.
         """
-        prompt = {"prompt_token_ids": list(tokens), "cache_salt": salt}
+        prompt = {"prompt_token_ids": list(tokens)}
         params = {"temperature": 0.0, "ignore_eos": True, "detokenize": False, **params}
         with self._telling():
             self.engine.add_request(id, prompt, self._vllm.SamplingParams(**params))
@@ -189,8 +161,8 @@ class Server:
 
     def close(self) -> None:
         """End vLLM's processes."""
-        self._closed = True
         self.engine.engine_core.shutdown()
+        self._folder.cleanup()
 
     @property
     def processes(self) -> list[Any]:
@@ -198,27 +170,10 @@ class Server:
         manager = getattr(getattr(self.engine.engine_core, "resources", None), "engine_manager", None)
         return list(getattr(manager, "processes", ()))
 
-    def _watch(self) -> None:
-        """Have whoever waits for an engine process that dies told so: vLLM would have them wait for ever."""
-        core, sentinels = self.engine.engine_core, [process.sentinel for process in self.processes]
-        if not sentinels:
-            return
-
-        def wait() -> None:
-            connection.wait(sentinels)
-            if not self._closed:
-                self._died = True
-                death = RuntimeError("its engine process died")
-                core.outputs_queue.put(death)
-                for future in list(core.utility_results.values()):
-                    if not future.done():
-                        future.set_exception(death)
-
-        Thread(target=wait, daemon=True, name="emosteer-vllm-watch").start()
-
-    def _call(self, method: str, *args: Any) -> list[Any]:
-        with self._telling():
-            return self.engine.collective_rpc(method, args=args)
+    @property
+    def _died(self) -> bool:
+        """Whether an engine process has ended by itself, which vLLM notes before it says so."""
+        return bool(getattr(getattr(self.engine.engine_core, "resources", None), "engine_dead", False))
 
     @contextmanager
     def _telling(self, *, always: bool = False) -> Iterator[None]:
