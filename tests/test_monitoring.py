@@ -235,7 +235,9 @@ def test_compiled(model, bank):
             torch.compile(model, backend="eager")(input_ids=ids, use_cache=False)
             torch.testing.assert_close(m.turns[0].prompt[layer].mean, expected, rtol=1e-3, atol=1e-3)
             torch._dynamo.reset()
-            with pytest.raises(torch._dynamo.exc.Unsupported, match=r"es\.monitor reads the blocks|Monitor\._"):
+            with pytest.raises(
+                torch._dynamo.exc.Unsupported, match=r"es\.monitor reads the blocks|Monitor\._"
+            ):
                 torch.compile(model, backend="eager", fullgraph=True)(input_ids=ids, use_cache=False)
     finally:
         torch._dynamo.reset()
