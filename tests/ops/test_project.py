@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from emosteer import ops
 
-from .cases import DTYPES, rows, strided, unit
+from .cases import DTYPES, adding, rows, strided, unit
 
 
 def scores(x, directions, center=None, cosine=False):
@@ -62,3 +62,22 @@ def test_a_broken_row_touches_no_other(backend, n, cosine):
     assert out[2].isnan().all()
     others = torch.arange(n) != 2
     assert torch.equal(out[others], want[others])
+
+
+def test_rows_that_lie_otherwise_than_those_of_the_last_call():
+    """A call is recognised by its shape, and by how its rows lie."""
+    directions, wide = unit(3, 64), rows(8, 128)
+    ops.project(wide[:, :64].contiguous(), directions)
+    apart = wide[:, :64]
+    torch.testing.assert_close(ops.project(apart, directions), ops.project(apart.contiguous(), directions))
+    table = adding(1)
+    ops.steer_(wide[:, :64].contiguous(), directions, table)
+    steered, expected = wide.clone()[:, :64], wide[:, :64].contiguous()
+    torch.testing.assert_close(
+        ops.steer_(steered, directions, table), ops.steer_(expected, directions, table)
+    )
+
+
+def test_directions_of_another_dtype():
+    with pytest.raises(TypeError, match="directions must be .*float32.*float64"), ops.backend("cpu"):
+        ops.project(rows(2, 64), unit(3, 64).double())
