@@ -24,12 +24,13 @@ from emosteer.programs import Program, Slot
 from .asking import Asked
 from .deployment import Placed
 from .stream import UnknownStream, parts
+from .tokens import TRIAL
 
 if TYPE_CHECKING:
     from .worker import WorkerSteering
 
 # Tokens of the probe, and how hard they are pushed, in fractions of their own norms.
-TOKENS, STRENGTH = 8, 0.5
+TOKENS, STRENGTH = TRIAL, 0.5
 # How far the steered stream may be from the definition, in units in the last place of the largest element.
 ROUNDING = 8
 

@@ -14,6 +14,9 @@ from emosteer.models.staging import Ring
 from .deployment import Placed
 from .rows import NO_ROW, Rows
 
+# Requests of the pass that proves the steering at start (`probe`), of one token each: there is room for them however
+# few may run together.
+TRIAL = 8
 # Numbers of a request: its row, the length of its prompt, `Positions.numbers`; the last do not matter where no row is.
 _COLUMNS = 7
 _NOWHERE = np.array([0, 0, 0, 0, 1], dtype=np.int64).tobytes()
@@ -45,7 +48,7 @@ class TokenRows:
         self._token = torch.arange(tokens, dtype=torch.int32, device=device)
         self._filled = 0
         self._batch: tuple[list, list] | None = None  # whose numbers are on the device
-        host = torch.zeros((requests, _COLUMNS), dtype=torch.int64)
+        host = torch.zeros((max(requests, TRIAL), _COLUMNS), dtype=torch.int64)
         self._staged = host.numpy()
         self._numbers = host.to(device)
         self._ring = None if device.type == "cpu" else Ring(host, device, depth=2 * in_flight)

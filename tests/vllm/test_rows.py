@@ -12,7 +12,7 @@ from emosteer.vllm.asking import Asked
 from emosteer.vllm.deployment import Deployment
 from emosteer.vllm.rows import Rows
 from emosteer.vllm.settings import Settings
-from emosteer.vllm.tokens import TokenRows
+from emosteer.vllm.tokens import TRIAL, TokenRows
 
 CPU = torch.device("cpu")
 
@@ -154,3 +154,14 @@ def test_params_are_plain_values_that_come_back():
         params(3)
     with pytest.raises(TypeError, match="slice here, got list"):
         params("calm +1", positions=[True, False])
+
+
+@pytest.mark.parametrize("requests", [1, 2])
+def test_an_engine_of_few_requests_can_be_proved(deployment, requests):
+    """The trial pass is of more requests than may run together, one row among them."""
+    rows = Rows(deployment, 2 * requests, CPU)
+    tokens = TokenRows(rows, 64, requests, CPU)
+    one = placed(deployment, "calm +1")
+    starts, places = torch.arange(TRIAL + 1, dtype=torch.int32), torch.zeros(TRIAL, dtype=torch.int64)
+    tokens.fill([one, None] * (TRIAL // 2), [0] * TRIAL, starts, places, TRIAL)
+    assert tokens.value[:TRIAL].tolist() == [rows.of([one])[0], -1] * (TRIAL // 2)
