@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from emosteer import ops
-from emosteer.ops import SteerTable, backends, cuda
+from emosteer.ops import SteerTable, backends, cuda, cuda_resources
 
 from . import host, oracle
 from .cases import adding, rows, unit
@@ -192,7 +192,7 @@ def test_one_empty_launch_decides(kernels, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    loads = types.SimpleNamespace(launch_nothing=fails)
+    loads = types.SimpleNamespace(launch_nothing=fails, __file__=kernels.__file__)
     monkeypatch.setattr(cuda.cuda_module, "load", lambda: loads)
     backends.unavailable.cache_clear()
     try:
@@ -202,12 +202,13 @@ def test_one_empty_launch_decides(kernels, monkeypatch):
             ops.backend("cuda")
         from emosteer.cli import app
 
-        told = CliRunner().invoke(app, ["doctor"], env={"COLUMNS": "400"}).output
+        told = CliRunner().invoke(app, ["doctor"], env={"COLUMNS": "400"}, catch_exceptions=False).output
         assert "driver version is insufficient" in told
         loads.launch_nothing = lambda _device: None
         backends.unavailable.cache_clear()
         assert backends.unavailable("cuda") is None
     finally:
+        cuda_resources.architectures.cache_clear()
         backends.unavailable.cache_clear()
 
 
