@@ -377,6 +377,10 @@ class NormForward(Replacement):
         self.site: ops.Site | None = None
         self.norm_site: ops.NormSite | None = None
 
+    def gone(self) -> None:
+        super().gone()
+        self.site = self.norm_site = None  # which hold a weight and a table
+
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         now = self.level.now
         if torch.compiler.is_compiling() or not self.level.active or not now.fused:

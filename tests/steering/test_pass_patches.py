@@ -1,6 +1,8 @@
 """Norms steer only in passes that want them: in between, and in compiled code, they are as they were."""
 
+import gc
 import threading
+import weakref
 
 import pytest
 import torch
@@ -132,6 +134,16 @@ def test_passes_of_two_threads_overlap(model, bank):
         assert replaced(model) == 0
     assert torch.equal(found["quick"], expected)
     assert torch.equal(found["slow"], expected)
+
+
+def test_a_weight_that_is_replaced_is_let_go(model, bank):
+    norm = model.model.layers[2].post_attention_layernorm
+    with es.steer(model, bank, "calm", 0.3, layers="all"):
+        logits(model)
+    old = weakref.ref(norm.weight)
+    norm.weight = torch.nn.Parameter(norm.weight.detach().clone())
+    gc.collect()
+    assert old() is None
 
 
 def test_compiled_code_checks_nothing_of_the_norms(model, bank):
