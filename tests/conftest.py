@@ -29,6 +29,7 @@ def byte_tokenizer():
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
     )
     fast.padding_side = "left"
+    fast.model_input_names = ["input_ids", "attention_mask"]  # some versions add token types
     fast.chat_template = (
         "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
         "{% if add_generation_prompt %}<s>assistant: {% endif %}"

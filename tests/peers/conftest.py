@@ -38,7 +38,6 @@ def batch(tiny_llama):
     """Three texts of different lengths, padded on the left, with the position ids that generate would pass."""
     _, tokenizer = tiny_llama
     given = dict(tokenizer(TEXTS, return_tensors="pt", padding=True))
-    given.pop("token_type_ids", None)
     # The embedding of the pad token is zero, at which some libraries divide by zero: a test of its own.
     given["input_ids"] = given["input_ids"].masked_fill(given["attention_mask"] == 0, 7)
     position = given["attention_mask"].cumsum(1) - 1
