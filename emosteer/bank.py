@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -120,14 +120,7 @@ class Bank:
         Raises:
             ValueError: the bank has no such concept; the message proposes the nearest names.
         """
-        try:
-            return self.names.index(name)
-        except ValueError:
-            pass
-        near = difflib.get_close_matches(str(name), self.names, n=3)
-        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-        shown = ", ".join(self.names[:8]) + (", ..." if len(self) > 8 else "")
-        raise ValueError(f"the bank has no concept {name!r}; {hint}It has {len(self)}: {shown}")
+        return position(self.names, name)
 
     def subset(self, names: Iterable[str]) -> Bank:
         """A bank of these concepts only, in this order; the layers stay.
@@ -343,3 +336,19 @@ def _provenance(provenance: Mapping[str, Any] | None) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise ValueError(f"provenance must be a mapping that JSON can hold: {error}") from None
     return copied
+
+
+def position(names: Sequence[str], name: str) -> int:
+    """Where a concept stands among those of a bank.
+
+    Raises:
+        ValueError: it is not among them; the message proposes the nearest names.
+    """
+    try:
+        return names.index(name)
+    except ValueError:
+        pass
+    near = difflib.get_close_matches(str(name), names, n=3)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    raise ValueError(f"the bank has no concept {name!r}; {hint}It has {len(names)}: {shown}")

@@ -15,6 +15,8 @@ from .serve import serve
 from .steer import steer
 from .validate import validate
 
+INTERRUPTED = 130  # typer's exit code after ctrl-c: 128 and the number of the signal
+
 app = typer.Typer(help="Read and steer the residual stream of language models.", no_args_is_help=True)
 app.add_typer(bench.app, name="bench")
 app.add_typer(corpus.app, name="corpus")
@@ -56,7 +58,7 @@ app.command("validate")(validate)
 
 
 def main() -> None:
-    """The entry point: an error of the user's is one line and exit code 2."""
+    """The entry point: an error of the user's is one line and exit code 2, an interruption one and 130."""
     import sys
 
     from emosteer.models.quiet import quiet_imports
@@ -67,3 +69,7 @@ def main() -> None:
     except (ValueError, OSError, ImportError) as error:
         print(f"emosteer: {error}", file=sys.stderr)
         sys.exit(2)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            print("emosteer: interrupted", file=sys.stderr)
+        raise

@@ -13,11 +13,20 @@ BANK = "A bank file; by default the shipped emotions, extracted from the model o
 LAYERS = "middle, all, 14, 12-21, 3,7,11, or a fraction of the depth: 0.66."
 
 
-def model_and_bank(model: str, bank: Path | None) -> tuple[Any, Any, Any]:
-    """`(model, tokenizer, bank)`."""
+def model_and_bank(model: str, bank: Path | None, concepts: Sequence[str] = ()) -> tuple[Any, Any, Any]:
+    """`(model, tokenizer, bank)`.
+
+    Raises:
+        ValueError: a concept that the shipped emotions lack, before a minute goes into extracting them.
+    """
     import emosteer as es
+    from emosteer.bank import position
     from emosteer.models.blocks import find_decoder
 
+    if bank is None:
+        shipped = list(dict.fromkeys(story.emotion for story in es.emotions.corpus()))
+        for concept in concepts:
+            position(shipped, concept)
     loaded, tok = es.load(model)
     if bank is not None:
         return loaded, tok, es.Bank.load(bank, depth=find_decoder(loaded).depth)

@@ -35,7 +35,7 @@ def read(
 
     what = inputs.text_or_chat(text, file)
     at = None if layers is None else inputs.layers(layers)
-    loaded, tok, directions = inputs.model_and_bank(model, bank)
+    loaded, tok, directions = inputs.model_and_bank(model, bank, concept)
     unit = "z" if directions.projection_std else "projection"
     reading = es.read(loaded, tok, what, directions, layers=at, unit=unit)
     shown = concept or None

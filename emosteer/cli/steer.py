@@ -47,7 +47,7 @@ def steer(
             'give a program: --program "calm +0.1", --add calm=0.1, --cap desperate=0, --ablate sad, …'
         )
     at = inputs.layers(layers)
-    loaded, tok, directions = inputs.model_and_bank(model, bank)
+    loaded, tok, directions = inputs.model_and_bank(model, bank, asked.names)
     text = prompt
     if chat:
         text = tok.apply_chat_template(

@@ -219,12 +219,15 @@ def test_banks_and_programs_as_written():
 
 def test_errors_are_one_line(capsys, monkeypatch, smollm2, bank, tmp_path):
     monkeypatch.setattr(es, "load", lambda name: smollm2, raising=False)
+    monkeypatch.setattr(es.emotions, "bank", lambda *_, **__: pytest.fail("extracts"))
     given = dict(monkeypatch=monkeypatch)
     cases = [
         (("steer", "x"), "give a program"),
         (("steer", "x", "--add", "calm"), "--add must be a concept and a number, like calm=0.1; got 'calm'"),
         (("steer", "x", "--add", "calm=much"), "--add 'calm=much': "),
         (("steer", "x", "--add", "clam=0.1", "--bank", bank, "--layers", "14"), "did you mean 'calm'"),
+        (("steer", "x", "--add", "clam=0.1"), "did you mean 'calm'"),  # before anything is extracted
+        (("read", "x", "--concept", "clam"), "did you mean 'calm'"),
         (("steer", "x", "--add", "calm=1", "--layers", "a"), "--layers must be like"),
         (("steer", "x", "--program", "calm"), "does not say what to do with 'calm'"),
         (("read",), "give the text"),
@@ -236,6 +239,18 @@ def test_errors_are_one_line(capsys, monkeypatch, smollm2, bank, tmp_path):
         text = failing(capsys, *arguments, **given)
         assert message in text
         assert "Traceback" not in text
+
+
+def test_an_interruption_is_one_line(capsys, monkeypatch):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(es, "load", interrupted, raising=False)
+    monkeypatch.setattr("sys.argv", ["emosteer", "read", "x"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "emosteer: interrupted\n"
 
 
 def test_the_shipped_bank_is_extracted_once(tiny_llama, tmp_path, monkeypatch):
