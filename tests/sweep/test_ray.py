@@ -94,13 +94,14 @@ def test_same_rows_as_local(cluster, local, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle(cluster, local, tmp_path):
+@pytest.mark.scaled
+def test_killed_in_the_middle(cluster, local, tmp_path, level):
     """Worker after worker is killed while it works; nothing is missing, nothing is there twice."""
-    folder, over, killed = tmp_path / "ray", threading.Event(), []
+    folder, over, killed, kills = tmp_path / "ray", threading.Event(), [], 1 if level == "quick" else 3
 
     def kill():
         seen = 0
-        while not over.is_set() and len(killed) < 3:
+        while not over.is_set() and len(killed) < kills:
             parts = len(list(folder.glob("part-*.parquet"))) if folder.exists() else 0
             if parts > seen and (alive := workers()):
                 seen = parts
@@ -115,7 +116,7 @@ def test_killed_in_the_middle(cluster, local, tmp_path):
     finally:
         over.set()
         killer.join()
-    assert len(killed) == 3
+    assert len(killed) == kills
     assert_same(folder, local)
 
 
@@ -130,16 +131,16 @@ def deadly(prompt, text):
 def test_a_unit_that_kills_its_worker_is_given_up(cluster, tmp_path):
     """It becomes failed rows that say so; its neighbours are run."""
     one = sweep(
-        prompts=[f"number {n} is" for n in range(5, 9)],
+        prompts=["number 6 is", "number 7 is", "number 8 is"],
         programs=["calm"],
         strengths=(0.2,),
-        controls=["unsteered"],
+        controls=[],
         metrics=[es.metrics.judge(deadly, version="1")],
     )
     folder = tmp_path / "ray"
     one.run(folder, "ray", num_workers=1, units_per_task=4, progress=False)
     rows = es.Sweep.open(folder).table().to_pylist()
-    assert len(rows) == 2 * 4 * 2
+    assert len(rows) == 3 * 2
     for row in rows:
         if row["prompt_text"] == "number 7 is":
             assert "workers died over it" in row["error"]

@@ -189,9 +189,11 @@ class _Driver:
             there = [written[work.unit.id] for work in task.works if work.unit.id in written]
             if there:
                 self.progress.saved(len(there), sum(there))
-            if rest:
-                self._again(Task(rest, task.lost + at_fault), why)
+            if rest and at_fault:
+                self._again(Task(rest, task.lost + 1), why)
                 at_fault = False
+            elif rest:  # it waited behind the other: no worker died over it
+                self.tasks.back.append(Task(rest, task.lost))
         self._start()
 
     def _again(self, task: Task, why: Exception) -> None:
