@@ -9,6 +9,7 @@ import pytest
 
 
 @pytest.mark.full
+@pytest.mark.slow
 def test_every_line_runs():
     pytest.importorskip("triton")
     environment = os.environ | {"EMOSTEER_STUB_DEVICE": "1", "TRITON_INTERPRET": "1"}

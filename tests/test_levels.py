@@ -1,5 +1,6 @@
 """What the level `quick` leaves out is only what it may."""
 
+import os
 from itertools import combinations, product
 
 import pytest
@@ -24,6 +25,14 @@ def test_combinations_that_are_missing_are_not_asked_for():
     assert covering([{"a": 0, "b": 0}, {"a": 1, "b": 1}, {"a": 1, "b": 1}]) == [0, 1]
     assert covering([]) == []
     assert covering([{"a": 0}, {"a": 1}, {"a": 0}]) == [0, 1]
+
+
+@pytest.mark.xdist_group("groups")
+def test_groups_are_kept_together(request):
+    """Some versions of pytest and pytest-xdist ignore groups together, and each process starts Ray anew."""
+    if request.config.getoption("dist", "no") == "no" and "PYTEST_XDIST_WORKER" not in os.environ:
+        pytest.skip("one process runs all")
+    assert request.node.nodeid.endswith("@groups")
 
 
 def test_examples():

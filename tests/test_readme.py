@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import emosteer as es
+from tests.stories import few_stories
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -15,7 +16,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_the_example(smollm2, tmp_path, monkeypatch):
     model, tok = smollm2
     words = ("joyful", "calm", "desperate", "angry", "sad")
-    few = es.extract(model, tok, es.emotions.corpus().only(words), layers="middle", progress=False)
+    few = es.extract(model, tok, few_stories(words), layers="middle", progress=False)
     monkeypatch.setattr(es.emotions, "bank", lambda *_: few)
     monkeypatch.setattr(es, "load", lambda _: smollm2, raising=False)
     monkeypatch.chdir(tmp_path)

@@ -46,7 +46,9 @@ def lm_eval(
     for kind, options in (("add", add), ("cap", cap), ("floor", floor), ("hold", hold)):
         programs += [inputs.program(**{kind: [one]}) for one in _each(kind, options)]
     if bank is None:
-        loaded, tok, found = inputs.model_and_bank(model, None, [name for one in programs for name in one.names])
+        loaded, tok, found = inputs.model_and_bank(
+            model, None, [name for one in programs for name in one.names]
+        )
         loaded = loaded.to(device)
     else:
         loaded, tok = es.load(model, device=device)

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 import emosteer as es
 from emosteer.cli import app, inputs, main
+from tests.stories import few_stories
 
 pytestmark = [pytest.mark.model, pytest.mark.xdist_group("commands")]
 EMOTIONS = ("joyful", "calm", "desperate", "furious")
@@ -19,7 +20,7 @@ def bank(smollm2, tmp_path_factory):
     """The path of a bank of four emotions at two layers."""
     model, tok = smollm2
     path = tmp_path_factory.mktemp("bank") / "some.safetensors"
-    es.extract(model, tok, es.emotions.corpus().only(EMOTIONS), layers=[14, 20], progress=False).save(path)
+    es.extract(model, tok, few_stories(EMOTIONS), layers=[14, 20], progress=False).save(path)
     return path
 
 
@@ -189,6 +190,8 @@ def test_the_demo(command, tmp_path, monkeypatch):
     )
     demo = importlib.import_module("emosteer.cli.demo")
     monkeypatch.setattr(demo, "LAYERS", range(17, 20))
+    stories = few_stories()
+    monkeypatch.setattr(es.emotions, "corpus", lambda: stories)
     demo.run(tmp_path, emotions=some)
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert len(set(numbers["texts"].values())) >= 4
@@ -258,7 +261,7 @@ def test_the_shipped_bank_is_extracted_once(tiny_llama, tmp_path, monkeypatch):
 
     model, tok = tiny_llama
     monkeypatch.setenv("EMOSTEER_CACHE", str(tmp_path))
-    few = es.emotions.corpus().only(EMOTIONS)
+    few = few_stories(EMOTIONS)
     monkeypatch.setattr(cached, "corpus", lambda: few)
     first = es.emotions.bank(model, tok, progress=False)
     monkeypatch.setattr(cached, "extract", lambda *_, **__: pytest.fail("extracted again"))

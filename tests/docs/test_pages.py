@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import emosteer as es
+from tests.stories import few_stories
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -50,20 +51,20 @@ def python_blocks(page):
 
 
 def levelled(page):
-    marks = [pytest.mark.model] if page in QUICK else [pytest.mark.model, pytest.mark.full]
+    marks = [pytest.mark.model] if page in QUICK else [pytest.mark.model, pytest.mark.full, pytest.mark.slow]
     return pytest.param(page, marks=marks)
 
 
 @pytest.fixture(scope="module")
 def few(smollm2):
-    return es.extract(*smollm2, es.emotions.corpus().only(WORDS), layers="all", progress=False)
+    return es.extract(*smollm2, few_stories(WORDS), layers="all", progress=False)
 
 
 @pytest.fixture
 def names(smollm2, few, tmp_path, monkeypatch):
     """What is there before a page's first block."""
     model, tok = smollm2
-    corpus = es.emotions.corpus().only(WORDS)
+    corpus = few_stories(WORDS)
     monkeypatch.setattr(es, "load", lambda *_args, **_named: smollm2, raising=False)
     monkeypatch.setattr("emosteer.models.loading.load", lambda *_args, **_named: smollm2)
     monkeypatch.setattr(es.emotions, "bank", lambda *_args, **_named: few)

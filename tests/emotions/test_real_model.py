@@ -10,6 +10,7 @@ from emosteer.emotions.validation.sentiment import OPENINGS
 from emosteer.zscores import ZScores
 
 from ..steering.conftest import streams
+from ..stories import few_stories
 
 pytestmark = pytest.mark.xdist_group("real model")
 LAYER = 20
@@ -25,10 +26,7 @@ TEXT = (
 def bank(smollm2):
     """Six emotions in two situations."""
     model, tok = smollm2
-    corpus = es.emotions.corpus().only(EMOTIONS)
-    topics = sorted({story.topic for story in corpus})[:2]
-    stories = [story for story in corpus if story.topic in topics]
-    return es.extract(model, tok, stories, neutral=es.emotions.neutral()[:12], layers=[LAYER])
+    return es.extract(model, tok, few_stories(EMOTIONS), layers=[LAYER])
 
 
 def stream(model, ids):
@@ -105,7 +103,8 @@ def test_a_monitor_hears_what_a_text_is_about(smollm2, bank):
 
 @pytest.fixture(scope="module")
 def whole_bank(smollm2):
-    bank = es.extract(*smollm2, es.emotions.corpus(), layers=range(12, 23), progress=False)
+    """All emotions in half of the situations."""
+    bank = es.extract(*smollm2, few_stories(neutral=64), layers=range(12, 23), progress=False)
     assert len(bank) == 171
     return bank
 

@@ -240,7 +240,9 @@ def test_a_batch_that_shrinks_and_grows(model, bank):
                 torch.testing.assert_close(got[k], alone[row][0], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.skipif(transformers.__version__ < "5", reason="transformers 4's own masks cannot be traced, steered or not")
+@pytest.mark.skipif(
+    transformers.__version__ < "5", reason="transformers 4's own masks cannot be traced, steered or not"
+)
 def test_traced_by_jit(model, bank):
     """The kernels are not seen by a tracer; what it records is the formula."""
 

@@ -56,6 +56,7 @@ def test_run_without_emosteer(exported, tmp_path):
 
 
 @pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("exported", [{"layers": [1], "slots": 2}], indirect=True)  # a C++ compiler is slow
 def test_compiled_ahead_of_time(exported, tmp_path):
     path, expected = exported

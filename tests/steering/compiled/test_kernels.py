@@ -44,6 +44,7 @@ def test_no_kernel_is_added_to_a_layer(tiny_llama):
 
 
 @pytest.mark.full
+@pytest.mark.slow
 def test_no_kernel_is_added_to_a_layer_of_several_slots(tiny_llama):
     """The norm kept, with bounds: two layers more add what they add unsteered."""
     model, program = tiny_llama[0], es.add("calm", 0.3) + es.cap("angry", 0.0)

@@ -57,7 +57,9 @@ def test_any_batch_and_length_when_dynamic(model, bank):
     assert counter.frame_count <= 2
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.full, pytest.mark.slow])]
+)
 def test_gradients(model, bank, backend):
     """Of the weights, through every kind of program, as eager mode's."""
 
@@ -68,7 +70,7 @@ def test_gradients(model, bank, backend):
         return {name: p.grad.clone() for name, p in model.named_parameters()}
 
     call = torch.compile(model, backend=backend, fullgraph=True)
-    with es.steer(model, bank, PROGRAMS, layers="all", positions=slice(1, None)):
+    with es.steer(model, bank, PROGRAMS, layers="all", positions=slice(1, None), slots=2):
         expected, got = gradients(model), gradients(call)
     unsteered = gradients(model)
     for name, value in expected.items():
