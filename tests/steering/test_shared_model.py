@@ -9,6 +9,7 @@ import threading
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import emosteer as es
@@ -398,6 +399,32 @@ def test_guidance_without_a_cache_is_refused_where_it_cannot_be_told(model, bank
         model.generate(**call)
     with es.steer(model, bank, "calm", 0.3):
         model.generate(**call, pad_token_id=0)
+
+
+@pytest.mark.skipif(transformers.__version__ < "5", reason="an older continuous batching")
+def test_one_program_in_a_packed_batch(model, bank):
+    """Each request is what `generate` makes of it alone."""
+    from transformers.generation.configuration_utils import ContinuousBatchingConfig
+
+    prompts, new = [[5, 6, 7], [8, 9], [10, 11, 12, 13]], 6
+    usual = dict(max_new_tokens=new, do_sample=False, pad_token_id=0)
+    how = transformers.GenerationConfig(**usual, eos_token_id=-1)
+    room = ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=64)
+
+    def packed():
+        found = model.generate_batch(
+            prompts, generation_config=how, continuous_batching_config=room, warmup=False
+        )
+        return [one.generated_tokens for one in found.values()]
+
+    clean = packed()
+    with es.steer(model, bank, "calm", 0.5, layers="all"):
+        alone = [
+            model.generate(input_ids=torch.tensor([ids]), **usual, min_new_tokens=new, eos_token_id=None)[0]
+            for ids in prompts
+        ]
+        assert packed() == [row[len(ids) :].tolist() for row, ids in zip(alone, prompts)] != clean
+    assert packed() == clean
 
 
 def test_packed_batches_are_refused(model, bank):
