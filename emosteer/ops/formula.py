@@ -49,7 +49,8 @@ def steer(
     Returns:
         like `x`. Differentiable in `x`, `directions` and the table's numbers. In float32 to about 1e-6 of a
         row's length; where its directions take up the whole row (a rotation that ends at one, and what is
-        orthogonal to them keeps the norm) to the root of float32's rounding, 4e-4.
+        orthogonal to them keeps the norm) to the root of float32's rounding, 4e-4. Where they take a row away but for
+        rounding, what is scaled to the norm that is kept is that rounding.
     """
     slots = table.direction.shape[1]
     exact = torch.float64 if x.dtype == torch.float64 else torch.float32
