@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 
 import typer
 
@@ -16,6 +17,9 @@ def serve(
     model: str = typer.Argument(..., help=inputs.MODEL),
     bank: list[str] = typer.Option(..., help="A bank file, or NAME=FILE; may be repeated."),  # noqa: B008
     default: str = typer.Option(None, help='What requests do that do not say: "calm +0.05; desperate <= 0".'),
+    adapter_default: list[str] = typer.Option(  # noqa: B008
+        [], help="ADAPTER=PROGRAM: the same for requests of a LoRA adapter; may be repeated."
+    ),
     layers: str = typer.Option("all", help=f"Where requests may steer: {inputs.LAYERS}"),
     readable: str = typer.Option(
         None, help=f"Where requests may be read: {inputs.LAYERS}; nowhere unless given."
@@ -31,9 +35,28 @@ def serve(
 
     require()
     settings = {"banks": inputs.named_files(bank), "default": default, "layers": layers, "slots": slots}
-    settings["readable"] = readable
+    settings |= {"readable": readable, "adapters": adapter_programs(adapter_default)}
     folder = folder_of(model)
     command = [sys.executable, *arguments(folder, model, settings, context.args)]
     os.environ.update(environment())
     typer.echo(f"emosteer: {json.dumps(settings)}", err=True)
     os.execv(sys.executable, command)  # the server gets the signals that this command would
+
+
+def adapter_programs(values: Sequence[str]) -> dict[str, str]:
+    """Adapter → program, of options like `polite=calm +0.05`.
+
+    Raises:
+        ValueError: an option without a name, or one that comes twice.
+    """
+    found: dict[str, str] = {}
+    for value in values:
+        name, equals, program = value.partition("=")
+        if not equals or not name.strip() or not program.strip():
+            raise ValueError(
+                f"--adapter-default must be an adapter and a program, like polite=calm +0.05; got {value!r}"
+            )
+        if name in found:
+            raise ValueError(f"--adapter-default: {name!r} comes twice")
+        found[name] = program
+    return found

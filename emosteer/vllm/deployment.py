@@ -115,8 +115,8 @@ class Deployment:
             )
         self._known = lru_cache(maxsize=4096)(self._placed)
         self.reads = lru_cache(maxsize=4096)(self._reads)
-        if settings.default is not None:
-            self.placed(settings.default)
+        for asked in settings.defaults:
+            self.placed(asked)
 
     def placed(self, asked: Asked) -> Placed | None:
         """A request's program as kernels read it; None for the empty program. Remembered.

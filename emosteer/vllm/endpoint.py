@@ -30,12 +30,12 @@ class Banks:
 def listed() -> dict[str, Any]:
     """The banks of this process's engine, as JSON can hold them.
 
-    `{"banks": {name: {"concepts", "layers", "model"}}, "layers", "readable", "slots", "default"}`: where requests may
-    steer and be read, how many directions a program may combine, and what requests do that do not say.
+    `{"banks": {name: {"concepts", "layers", "model"}}, "layers", "readable", "slots", "default", "adapters"}`: where
+    requests may steer and be read, how many directions a program may combine, and what requests do that do not say.
     """
     deployment = FRONT.deployment
     if deployment is None:
-        return {"banks": {}, "layers": [], "readable": [], "slots": 0, "default": None}
+        return {"banks": {}, "layers": [], "readable": [], "slots": 0, "default": None, "adapters": {}}
     default = deployment.settings.default
     return {
         "banks": {
@@ -50,4 +50,5 @@ def listed() -> dict[str, Any]:
         "readable": list(deployment.readable),
         "slots": deployment.settings.slots,
         "default": None if default is None else default.extra_args(),
+        "adapters": {name: asked.extra_args() for name, asked in deployment.settings.adapters.items()},
     }

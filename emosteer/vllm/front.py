@@ -33,21 +33,26 @@ class Front:
     def __init__(self) -> None:
         self.deployment: Deployment | None = None
 
-    def placed(self, extra_args: Any, deployment: Deployment | None) -> tuple[Asked | None, Placed | None]:
+    def placed(
+        self, extra_args: Any, deployment: Deployment | None, adapter: str | None = None
+    ) -> tuple[Asked | None, Placed | None]:
         """What a request asks for, or does by default; `(None, None)` for one that is nothing of ours.
+
+        `adapter` is the name of the LoRA adapter that it runs under.
 
         Raises:
             VLLMValidationError: what is wrong with it, for an answer with the status 400.
         """
         try:
             asked = Asked.of(extra_args)
+            default = None if deployment is None else deployment.settings.default_of(adapter)
             if asked is None:
-                asked = None if deployment is None else deployment.settings.default
+                asked = default
                 if asked is None:
                     return None, None
             if deployment is None:
                 raise ValueError(NO_BANKS)
-            asked = asked.over(deployment.settings.default)
+            asked = asked.over(default)
             deployment.reads(asked)
             return asked, deployment.placed(asked)
         except (TypeError, ValueError) as error:
@@ -101,24 +106,26 @@ def patch() -> None:
     ) -> Any:
         if not isinstance(params, SamplingParams):
             return process(self, request_id, prompt, params, *args, **kwargs)
-        asked, placed = FRONT.placed(params.extra_args, self.emosteer)
+        given = parameters.bind(self, request_id, prompt, params, *args, **kwargs).arguments
+        adapter = getattr(given.get("lora_request"), "lora_name", None)
+        asked, placed = FRONT.placed(params.extra_args, self.emosteer, adapter)
         if asked is None or (placed is None and asked.reads is None):
             return process(self, request_id, prompt, params, *args, **kwargs)
-        if parameters.bind(self, request_id, prompt, params, *args, **kwargs).arguments.get("resumable"):
+        if given.get("resumable"):
             raise refusal(
                 "a session whose prompt grows (resumable) cannot be steered: positions have no fixed prompt"
             )
         if asked.reads is not None and params.n > 1:
             raise refusal(f"n={params.n} samples of one request cannot be read; ask for each by itself")
         request = process(self, request_id, prompt, params, *args, **kwargs)
-        given = request.prompt_embeds if request.prompt_token_ids is None else request.prompt_token_ids
-        counted = asked.prompt or len(given)
-        if counted > len(given):
-            raise refusal(f"{PROMPT} counts {counted} tokens as the prompt, which has {len(given)}")
+        whole = request.prompt_embeds if request.prompt_token_ids is None else request.prompt_token_ids
+        counted = asked.prompt or len(whole)
+        if counted > len(whole):
+            raise refusal(f"{PROMPT} counts {counted} tokens as the prompt, which has {len(whole)}")
         if placed is not None:
             request.cache_salt = "|".join(filter(None, [request.cache_salt, placed.salt(counted)]))
         reads = self.emosteer.reads(asked)
-        if reads is not None and reads.places(np.arange(len(given) - 1), counted).any():
+        if reads is not None and reads.places(np.arange(len(whole) - 1), counted).any():
             request.sampling_params.skip_reading_prefix_cache = True  # what is not computed cannot be read
         request.sampling_params.extra_args = {**(params.extra_args or {}), **asked.extra_args()}
         return request
@@ -151,10 +158,8 @@ def _refuse_in_beam_search() -> None:
         @wraps(search)
         def beam_search(self: Any, *args: Any, **kwargs: Any) -> Any:
             deployment = FRONT.deployment
-            if deployment is not None and deployment.settings.default is not None:
-                raise refusal(
-                    "beam search cannot be steered, and this engine has a default program for all requests"
-                )
+            if deployment is not None and deployment.settings.defaults:
+                raise refusal("beam search cannot be steered, and this engine has a default program")
             return search(self, *args, **kwargs)
 
         return beam_search

@@ -11,10 +11,11 @@ The model runs here as it is written, uncompiled, and its attention is left out:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -227,8 +228,11 @@ def _run(runner: Any) -> None:
             value = torch.randn(empty.tensors[name].shape, generator=noise)
             empty.tensors[name].copy_(value)
         inputs |= {"input_ids": None, "intermediate_tensors": empty}
+    without: AbstractContextManager[None] = nullcontext()
+    if config.lora_config is not None:  # under none of the adapters
+        without = runner.maybe_select_dummy_loras(config.lora_config, np.array([TOKENS], dtype=np.int32))
     try:
-        with set_forward_context(None, config, num_tokens=TOKENS, skip_compiled=True):
+        with without, set_forward_context(None, config, num_tokens=TOKENS, skip_compiled=True):
             runner.model(**inputs)
     except UnknownStream:
         raise

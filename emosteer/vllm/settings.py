@@ -30,6 +30,7 @@ class Settings:
         slots: directions that a program may combine.
         traced: whether the formula is traced into the graph instead of calling an operator.
         readable: the layers at which requests may be read, as `es.steer` takes them; None: nowhere, at no cost.
+        adapters: name of a LoRA adapter → what its requests do that do not say, in place of `default`.
     """
 
     banks: Mapping[str, str]
@@ -38,6 +39,7 @@ class Settings:
     slots: int = MIN_SLOTS
     traced: bool = False
     readable: Any = None
+    adapters: Mapping[str, Asked] = field(default_factory=dict)
     digest: str = field(default="", compare=False)
 
     @classmethod
@@ -74,13 +76,14 @@ class Settings:
         if not isinstance(traced, bool):
             raise TypeError(f"{KEY}.traced must be true or false, got {traced!r}")
         try:
-            default = _default(given.get("default"))
+            default = _default(given.get("default"), "default")
+            adapters = _adapters(given.get("adapters"))
             layers = _layers(given.get("layers", "all"))
             readable = None if given.get("readable") is None else _layers(given["readable"])
         except (TypeError, ValueError) as error:
             raise ValueError(f"{KEY}: {error}") from None
         paths = {name: str(Path(file).expanduser().absolute()) for name, file in banks.items()}
-        return cls(paths, default, layers, slots, traced, readable, str(given.get(DIGEST, "")))
+        return cls(paths, default, layers, slots, traced, readable, adapters, str(given.get(DIGEST, "")))
 
     @classmethod
     def in_environment(cls) -> Mapping[str, Any] | None:
@@ -97,6 +100,15 @@ class Settings:
         except ValueError as error:
             raise ValueError(f"the environment variable {ENVIRONMENT} is not JSON: {error}") from None
 
+    @property
+    def defaults(self) -> list[Asked]:
+        """What requests do that do not say: of all, and of each adapter."""
+        return [one for one in (self.default, *self.adapters.values()) if one is not None]
+
+    def default_of(self, adapter: str | None) -> Asked | None:
+        """What a request does that does not say, under an adapter (None: under none)."""
+        return self.default if adapter is None else self.adapters.get(adapter, self.default)
+
     def plain(self, digest: str) -> dict[str, Any]:
         """What `of` reads back, with the digest of everything that the settings name, as JSON can hold it."""
         layers, readable = (
@@ -106,6 +118,7 @@ class Settings:
         return {
             "banks": dict(self.banks),
             "default": default,
+            "adapters": {name: asked.extra_args() for name, asked in self.adapters.items()},
             "layers": layers,
             "slots": self.slots,
             "traced": self.traced,
@@ -120,16 +133,31 @@ def _layers(given: Any) -> Any:
     return asked.layers
 
 
-def _default(given: Any) -> Asked | None:
+def _default(given: Any, of: str) -> Asked | None:
     if given is None:
         return None
     if isinstance(given, str):
         return Asked.of(params(given))
+    wrong = f"{of} must be a program's text or what emosteer.vllm.params gives, got {given!r}"
     if not isinstance(given, Mapping):
-        raise TypeError(f"default must be a program's text or what emosteer.vllm.params gives, got {given!r}")
+        raise TypeError(wrong)
     asked = Asked.of(given)
     if asked is None or asked.program is None or asked.reads is not None or asked.prompt is not None:
-        raise ValueError(
-            f"default must be a program's text or what emosteer.vllm.params gives, got {dict(given)!r}"
-        )
+        raise ValueError(wrong)
     return asked
+
+
+def _adapters(given: Any) -> dict[str, Asked]:
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise TypeError(f"adapters must map names of LoRA adapters to programs, got {given!r}")
+    found = {}
+    for name, program in given.items():
+        asked = _default(program, f"adapters[{name!r}]")
+        if not isinstance(name, str) or asked is None:
+            raise TypeError(
+                f"adapters must map names of LoRA adapters to programs, got {name!r}: {program!r}"
+            )
+        found[name] = asked
+    return found

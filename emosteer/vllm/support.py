@@ -55,7 +55,6 @@ def check(config: Any, settings: Settings | None = None) -> None:
         "diffusion models, which have no order of tokens": getattr(
             config.model_config, "is_diffusion", False
         ),
-        "LoRA adapters (enable_lora), which have not been tested with it": config.lora_config,
     }
     if settings is not None and settings.readable is not None:
         drafts = getattr(config, "speculative_config", None)

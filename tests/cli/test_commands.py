@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 import emosteer as es
 from emosteer.cli import app, inputs, main
+from emosteer.cli.serve import adapter_programs
 from tests.stories import few_stories
 
 pytestmark = [pytest.mark.model, pytest.mark.xdist_group("commands")]
@@ -216,6 +217,10 @@ def test_banks_and_programs_as_written():
     }
     with pytest.raises(ValueError, match="two banks are called 'd'"):
         inputs.named_files(["d=x", "c/d.safetensors"])
+    assert adapter_programs(["polite=calm = 0", "b=sad +1"]) == {"polite": "calm = 0", "b": "sad +1"}
+    for wrong in (["polite"], ["=calm +1"], ["a=calm +1", "a=sad +1"]):
+        with pytest.raises(ValueError, match="--adapter-default"):
+            adapter_programs(wrong)
     both = inputs.program(program=["calm +0.1; angry <= 0"], add=["proud=1"])
     assert both == es.add("calm", 0.1) + es.cap("angry", 0) + es.add("proud", 1)
 

@@ -110,9 +110,10 @@ def engine(bank_file):
 def elsewhere():
     """Asks an engine in a process of its own; the plugin is installed there too."""
 
-    def run(prompts, args, length, environment=None, **options):
+    def run(prompts, args, length, environment=None, adapters=None, **options):
         usual = {"model": folder_of("smollm2"), **OPTIONS, **options}
-        asked = json.dumps({"prompts": prompts, "args": args, "length": length, "options": usual})
+        asked = {"prompts": prompts, "args": args, "length": length, "options": usual}
+        asked = json.dumps(asked if adapters is None else asked | {"adapters": adapters})
         command = [sys.executable, "-m", "tests.vllm.elsewhere"]
         around = {**os.environ, **ENVIRONMENT, **(environment or {})}
         done = subprocess.run(command, input=asked, capture_output=True, text=True, env=around)

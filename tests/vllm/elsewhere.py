@@ -10,6 +10,12 @@ def main():
 
     asked = json.load(sys.stdin)
     llm = LLM(**asked["options"])
+    lora = None
+    if "adapters" in asked:  # of each request: a name and a folder, or None
+        from vllm.lora.request import LoRARequest
+
+        names = sorted({one[0] for one in asked["adapters"] if one})
+        lora = [one and LoRARequest(one[0], 1 + names.index(one[0]), one[1]) for one in asked["adapters"]]
     params = [
         SamplingParams(
             temperature=0.0, max_tokens=asked["length"], ignore_eos=True, detokenize=False, extra_args=one
@@ -17,7 +23,10 @@ def main():
         for one in asked["args"]
     ]
     prompts = [{"prompt_token_ids": prompt} for prompt in asked["prompts"]]
-    tokens = [answer.outputs[0].token_ids for answer in llm.generate(prompts, params, use_tqdm=False)]
+    tokens = [
+        answer.outputs[0].token_ids
+        for answer in llm.generate(prompts, params, use_tqdm=False, lora_request=lora)
+    ]
     found = {"tokens": [list(one) for one in tokens]}
     metrics = {m.name: m.value for m in llm.get_metrics() if hasattr(m, "value")}
     found["accepted"] = metrics.get("vllm:spec_decode_num_accepted_tokens", 0)

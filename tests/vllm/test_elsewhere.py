@@ -1,9 +1,12 @@
 """Other ways of running an engine, each in a process of its own: the tokens stay what they are."""
 
+import copy
+import json
 import os
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import emosteer as es
@@ -28,13 +31,7 @@ def test_drafts_are_steered_as_what_they_are(engine, elsewhere, bank_file):
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes want two processors")
 def test_two_processes_with_half_a_model_each(elsewhere, tmp_path):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=1000, hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, initializer_range=0.1, max_position_embeddings=256,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config).eval()
-    model.save_pretrained(tmp_path / "model")
+    model = tiny(tmp_path / "model")
     bank = random_bank(model)
     bank.save(tmp_path / "bank.safetensors")
     prompts = [torch.randint(5, 900, (length,)).tolist() for length in (3, 9, 30, 9)]
@@ -51,10 +48,91 @@ def test_two_processes_with_half_a_model_each(elsewhere, tmp_path):
         additional_config={"emosteer": {"banks": {"random": str(tmp_path / "bank.safetensors")}}},
     )  # fmt: skip
     for prompt, program, tokens in zip(prompts, programs, found["tokens"]):
-        with es.steer(model, bank, program, layers=[1, 2], positions=slice(-1, None)):
-            ids = torch.tensor([prompt])
-            out = model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, min_new_tokens=8,
-                eos_token_id=None, do_sample=False, pad_token_id=0,
-            )  # fmt: skip
-        assert tokens == out[0, len(prompt) :].tolist()
+        assert tokens == greedy(model, bank, program, prompt, slice(-1, None))
+
+
+def test_an_adapter_has_a_default_of_its_own(elsewhere, tmp_path):
+    """What a request does that does not say: its adapter's program, the engine's where it has none or no adapter."""
+    model = tiny(tmp_path / "model")
+    bank = random_bank(model)
+    bank.save(tmp_path / "bank.safetensors")
+    merged = {
+        None: model,
+        "polite": adapted(model, tmp_path / "polite", 1),
+        "blunt": adapted(model, tmp_path / "blunt", 2),
+    }
+    usual = {"default": es.add("calm", 4.0), "polite": es.add("joyful", 4.0)}
+    requests = [  # adapter, what it says, what it does
+        (None, None, usual["default"]),
+        ("polite", None, usual["polite"]),
+        ("blunt", None, usual["default"]),
+        ("polite", es.ablate("angry"), es.ablate("angry")),
+        ("polite", "none", None),
+        (None, "none", None),
+    ]
+    prompts = [[7, 8, 9, 10 + k] for k in range(len(requests))]
+    found = elsewhere(
+        prompts,
+        [None if said is None else params(said, layers=[1, 2]) for _, said, _ in requests],
+        8,
+        adapters=[None if name is None else [name, str(tmp_path / name)] for name, _, _ in requests],
+        model=str(tmp_path / "model"), skip_tokenizer_init=True, enable_lora=True, max_loras=4, max_lora_rank=8,
+        additional_config={
+            "emosteer": {
+                "banks": {"random": str(tmp_path / "bank.safetensors")},
+                "default": params(usual["default"], layers=[1, 2]),
+                "adapters": {"polite": params(usual["polite"], layers=[1, 2])},
+            }
+        },
+    )  # fmt: skip
+    wanted = [greedy(merged[name], bank, does, prompt) for (name, _, does), prompt in zip(requests, prompts)]
+    assert found["tokens"] == wanted
+
+
+def adapted(model, folder, seed):
+    """An adapter of `q_proj` and `o_proj` in PEFT's files, and the model that has it merged."""
+    whole = copy.deepcopy(model)
+    generator, weights = torch.Generator().manual_seed(seed), {}
+    for name, module in whole.named_modules():
+        if name.endswith(("q_proj", "o_proj")):
+            rows, columns = module.weight.shape
+            a, b = (torch.randn(shape, generator=generator) * 0.1 for shape in ((8, columns), (rows, 8)))
+            weights |= {
+                f"base_model.model.{name}.lora_A.weight": a,
+                f"base_model.model.{name}.lora_B.weight": b,
+            }
+            with torch.no_grad():
+                module.weight += b @ a
+    folder.mkdir()
+    save_file(weights, folder / "adapter_model.safetensors")
+    config = {
+        "peft_type": "LORA",
+        "r": 8,
+        "lora_alpha": 8,
+        "target_modules": ["q_proj", "o_proj"],
+        "bias": "none",
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return whole
+
+
+def tiny(folder):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=1000, hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, initializer_range=0.1, max_position_embeddings=256,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    model.save_pretrained(folder)
+    return model
+
+
+def greedy(model, bank, program, prompt, positions="all"):
+    """What transformers writes under a program at two layers."""
+    ids = torch.tensor([prompt])
+    with es.steer(model, bank, program, layers=[1, 2], positions=positions):
+        out = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, min_new_tokens=8,
+            eos_token_id=None, do_sample=False, pad_token_id=0,
+        )  # fmt: skip
+    return out[0, len(prompt) :].tolist()

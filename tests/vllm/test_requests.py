@@ -1,6 +1,8 @@
 """Programs a request inside vLLM: each request what `es.steer` makes of it alone, whatever runs beside it."""
 
+import os
 import random
+import time
 
 import pytest
 import torch
@@ -98,8 +100,11 @@ def test_what_several_requests_ask_for_alike_has_one_row(engine, prompts):
 
 
 def test_nothing_is_left_of_requests_that_have_ended(engine, prompts):
-    """More programs than rows, aborts in the middle: no answer but that of its program alone, no row swapped."""
-    llm, steering = engine.llm, engine.steering
+    """More programs than rows, aborts in the middle: no answer but that of its program alone, no row swapped.
+
+    Each program twice; or for as long as EMOSTEER_TRAFFIC_SECONDS says.
+    """
+    llm, steering, seconds = engine.llm, engine.steering, float(os.environ.get("EMOSTEER_TRAFFIC_SECONDS", 0))
     generator = random.Random(2)
     asked = [
         params(es.add(name, 8 + k))
@@ -107,18 +112,22 @@ def test_nothing_is_left_of_requests_that_have_ended(engine, prompts):
         for name in ("calm", "angry", "joyful", "proud", "weary")
     ]
     chosen = [prompts[k] for k in range(len(asked))]
-    alone = [list(engine.tokens([p], [a], 6)[0]) for p, a in list(zip(chosen, asked))[::6]]
+    length = 24 if seconds else 6  # long enough that caches overflow, and requests are preempted
+    samples = range(0, len(asked), 1 if seconds else 6)
+    alone = [list(engine.tokens([chosen[k]], [asked[k]], length)[0]) for k in samples]
     assert len(asked) > steering.rows.count
     from vllm import SamplingParams
 
     running, answers = {}, {}
     queue = list(range(len(asked))) * 2
     generator.shuffle(queue)
-    number = 0
+    number, preempted, until = 0, engine.preemptions(), time.monotonic() + seconds
     while queue or llm.llm_engine.has_unfinished_requests():
+        if not queue and time.monotonic() < until:
+            queue = random.Random(number).sample(range(len(asked)), len(asked))
         for _ in range(min(3, len(queue))):
             k = queue.pop()
-            given = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True, extra_args=asked[k])
+            given = SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True, extra_args=asked[k])
             name = llm.llm_engine.add_request(f"mixed-{number}", {"prompt_token_ids": chosen[k]}, given)
             running[name] = k
             number += 1
@@ -131,10 +140,12 @@ def test_nothing_is_left_of_requests_that_have_ended(engine, prompts):
                 name = next((n for n in running if n.startswith(answer.request_id)), None)
                 if name is not None:
                     answers.setdefault(running.pop(name), []).append(list(answer.outputs[0].token_ids))
-    for sample, wanted in zip(range(0, len(asked), 6), alone):
+    for sample, wanted in zip(samples, alone):
         for found in answers.get(sample, []):
             assert found == wanted
     assert sum(len(v) for v in answers.values()) > 60
+    assert engine.preemptions() > preempted or not seconds
+    print(f"{number} requests, {engine.preemptions() - preempted:.0f} preemptions")
     engine.tokens([prompts[0]], [None], 1)  # a pass of nobody's that is steered
     assert bool((steering.tokens.value == -1).all())
     assert len(steering._placed) <= 1

@@ -10,12 +10,14 @@ import time
 import urllib.error
 import urllib.request
 
+import numpy as np
 import pytest
 
 import emosteer as es
-from emosteer.vllm import params
+from emosteer.vllm import params, readings
 
 from .conftest import ENVIRONMENT
+from .test_readings import CONCEPTS, LAYERS, streams_of
 from .test_requests import BAD
 
 openai = pytest.importorskip("openai")
@@ -27,7 +29,14 @@ PROGRAMS = ["calm +14", "angry +14; joyful <= 0", "joyful turned 50", "proud = 9
 
 
 @pytest.fixture(scope="module")
-def server(bank_file, tmp_path_factory, unused_port):
+def server(running):
+    """Where it answers."""
+    return running[0]
+
+
+@pytest.fixture(scope="module")
+def running(bank_file, tmp_path_factory, unused_port):
+    """`(address, process)`."""
     log = tmp_path_factory.mktemp("server") / "log"
     options = [
         "--bank", f"random={bank_file}", "--default", DEFAULT, "--slots", "3", "--port", str(unused_port),
@@ -49,7 +58,7 @@ def server(bank_file, tmp_path_factory, unused_port):
                 assert process.poll() is None, log.read_text()[-4000:]
                 assert time.monotonic() < until, log.read_text()[-4000:]
                 time.sleep(0.5)
-        yield base
+        yield base, process
     finally:
         process.terminate()
         process.wait(60)
@@ -159,3 +168,69 @@ def test_the_banks_are_listed(server, bank):
     assert found["banks"]["random"]["concepts"] == list(bank.names)
     assert found["layers"] == list(range(30))
     assert found["default"]["emosteer"] == es.spelling.spelled(es.spelling.program(DEFAULT))
+    assert found["adapters"] == {}
+
+
+def test_readings_come_with_the_answer(server, model, bank):
+    """Those of transformers, of a completion and of a chat; alarms end a request, streamed or not."""
+    client = openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0, timeout=240)
+    loaded, tok = model
+    usual = dict(model="smollm2", prompt=PROMPT, max_tokens=LENGTH, temperature=0.0)
+    reading = dict(read=CONCEPTS, read_layers=LAYERS, read_unit="projection")
+
+    def asked(program, **more):
+        return {"vllm_xargs": params(program, **more), "ignore_eos": True}
+
+    answer = client.completions.create(
+        **usual, extra_body=asked("calm +14", **reading) | {"return_token_ids": True}
+    )
+    found = readings(answer)
+    prompt = tok(PROMPT).input_ids
+    written = [*prompt, *answer.choices[0].token_ids]
+    streams = streams_of(loaded, bank, "calm +14", written[:-1])
+    wanted = np.stack([streams[layer][len(prompt) - 1 :].T for layer in LAYERS])
+    assert found.values.shape == wanted.shape == (2, 2, LENGTH)
+    assert np.abs(found.values - wanted).max() <= 2e-4 * np.abs(wanted).max()
+    again = readings(json.loads(answer.to_json()))
+    assert (again.values == found.values).all()
+
+    messages = [{"role": "user", "content": "How are you?"}]
+    chat = client.chat.completions.create(
+        model="smollm2", messages=messages, max_tokens=4, temperature=0.0, extra_body=asked("none", **reading)
+    )
+    assert readings(chat).values.shape == (2, 2, 4)
+
+    most = float(found.of("calm", 5).max())
+    stop = dict(stop_at={"calm": most - 1e-3}, read_layers=5, read_unit="projection")
+    stopped = client.completions.create(**usual, extra_body=asked("calm +14", **stop))
+    alarm = readings(stopped).alarm
+    first = int(np.argmax(found.of("calm", 5) > most - 1e-3))
+    assert stopped.choices[0].finish_reason == "stop"
+    assert stopped.usage.completion_tokens == first + 1
+    assert (alarm["concept"], alarm["layer"], alarm["place"]) == ("calm", 5, len(prompt) - 1 + first)
+    *_, last = client.completions.create(**usual, extra_body=asked("calm +14", **stop), stream=True)
+    assert last.choices[0].finish_reason == "stop"
+    assert last.choices[0].stop_reason.startswith("emosteer: calm ")
+    with pytest.raises(openai.BadRequestError, match="did you mean 'calm'"):
+        client.completions.create(**usual, extra_body={"vllm_xargs": params(read="clam", read_layers=5)})
+
+
+def test_an_engine_that_is_killed_is_told_at_once(running):
+    """The last test of this server: who waits is answered, and the server ends."""
+    psutil = pytest.importorskip("psutil")
+    base, process = running
+    client = openai.OpenAI(base_url=f"{base}/v1", api_key="none", max_retries=0, timeout=240)
+    children = psutil.Process(process.pid).children(recursive=True)
+    (engine,) = [one for one in children if "EngineCore" in " ".join(one.cmdline())]
+    stream = client.completions.create(
+        model="smollm2", prompt=PROMPT, max_tokens=150, temperature=0.0, stream=True,
+        extra_body={"vllm_xargs": params("calm +14"), "ignore_eos": True},
+    )  # fmt: skip
+    next(iter(stream))
+    engine.kill()
+    start = time.monotonic()
+    with pytest.raises(openai.APIError):
+        for _ in stream:
+            pass
+    assert time.monotonic() - start < 30
+    process.wait(60)

@@ -19,9 +19,12 @@ from emosteer.vllm.stream import UnknownStream, blocks_of, parts
 
 def test_settings_come_back_as_they_were(bank_file):
     given = {"banks": {"a": str(bank_file)}, "default": "calm +0.1", "layers": [1, 2], "slots": 2}
+    given["adapters"] = {"polite": "calm +0.2"}
     settings = Settings.read(given)
     assert Settings.read(settings.plain("x")) == settings
-    assert settings.default.program == es.add("calm", 0.1)
+    assert settings.default.program == settings.default_of(None).program == es.add("calm", 0.1)
+    assert settings.default_of("polite").program == es.add("calm", 0.2)
+    assert settings.default_of("blunt") is settings.default
     assert Settings.of({}) is Settings.of({"other": 1}) is None
 
 
@@ -36,6 +39,9 @@ def test_settings_come_back_as_they_were(bank_file):
         ({"banks": {"a": "b"}, "traced": 1}, "traced must be true or false"),
         ({"banks": {"a": "b"}, "default": "calm"}, "does not say what to do"),
         ({"banks": {"a": "b"}, "default": {"x": 1}}, "default must be"),
+        ({"banks": {"a": "b"}, "adapters": "calm +1"}, "adapters must map names"),
+        ({"banks": {"a": "b"}, "adapters": {"x": "calm"}}, "does not say what to do"),
+        ({"banks": {"a": "b"}, "adapters": {"x": None}}, "adapters must map names"),
         ({"banks": {"a": "b"}, "layers": "top"}, "layers must be like"),
     ],
 )
@@ -151,7 +157,6 @@ def test_ways_of_running_that_are_refused(engine):
         ("parallel_config", "decode_context_parallel_size", 2, "decode context"),
         ("parallel_config", "pipeline_parallel_size", 2, "pipeline"),
         ("model_config", "runner_type", "pooling", "pooling models"),
-        (None, "lora_config", object(), "LoRA"),
         (None, "kv_transfer_config", object(), "from elsewhere"),
     ]:
         changed = copy.copy(config)
