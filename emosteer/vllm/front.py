@@ -106,7 +106,9 @@ def patch() -> None:
     ) -> Any:
         if not isinstance(params, SamplingParams):
             return process(self, request_id, prompt, params, *args, **kwargs)
-        given = parameters.bind(self, request_id, prompt, params, *args, **kwargs).arguments
+        given: dict[str, Any] = {}
+        if self.emosteer is not None:
+            given = parameters.bind(self, request_id, prompt, params, *args, **kwargs).arguments
         adapter = getattr(given.get("lora_request"), "lora_name", None)
         asked, placed = FRONT.placed(params.extra_args, self.emosteer, adapter)
         if asked is None or (placed is None and asked.reads is None):
