@@ -64,6 +64,7 @@ def test_a_damaged_checkpoint_is_refused(tiny_llama, tmp_path, damage):
         es.extract(*tiny_llama, STORIES, checkpoint=file)
 
 
+@pytest.mark.slow
 def test_two_processes(tiny_llama, tmp_path):
     """The texts shared out over two processes give the bank of one process, in both."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
@@ -122,6 +123,7 @@ print(before, peak())
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads peak memory from /proc")
+@pytest.mark.slow
 @pytest.mark.scaled
 def test_memory_does_not_grow_with_the_number_of_texts(level):
     """Peak above the model: 100 texts and 10,000 (of level quick 1,500), within 5%."""

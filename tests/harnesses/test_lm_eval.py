@@ -142,6 +142,7 @@ def test_one_table_over_strengths(lm, model, tok, bank, tasks):
     assert by["which", "acc", "calm"][4] == ""
 
 
+@pytest.mark.slow
 def test_as_the_harness_makes_it(model, tok, bank, tasks, tmp_path):
     """By name, with arguments in the harness's own words."""
     model.save_pretrained(tmp_path / "model")
