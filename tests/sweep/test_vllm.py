@@ -155,26 +155,26 @@ def test_fractions_of_the_norm_and_metrics_that_come_later_in_two_processes(swee
 
 @pytest.mark.usefixtures("_without_compilers")
 def test_a_killed_engine_loses_nothing_that_was_reported(sweep, tmp_path, monkeypatch):
-    """It is killed before a request is sent to it, so that one answer at least must be missing."""
-    from emosteer.sweep.engines.vllm.server import Server
+    """It is killed with requests left to be sent, so that some are missing: no other is taken, no wait goes on."""
+    from emosteer.sweep.engines.vllm.server import Ended, Server
 
-    ask, hear = Server.ask, Server.answers
+    hear = Server.answers
     heard, killed = [], []
 
-    def asked(self, *args, **kwargs):
+    def answers(self):
         if len(heard) > 5 and not killed:
             killed.extend(self.processes)
             for process in killed:
                 os.kill(process.pid, signal.SIGKILL)
                 process.join()
-        ask(self, *args, **kwargs)
-
-    def answers(self):
+            with pytest.raises(Ended, match="ended amid the run"):
+                self.ask("more", [1, 2, 3], max_tokens=1)
+            while True:  # until nothing is left but the wait for a process that is gone
+                hear(self)
         found = hear(self)
         heard.extend(found)
         return found
 
-    monkeypatch.setattr(Server, "ask", asked)
     monkeypatch.setattr(Server, "answers", answers)
     one = sweep(seeds=range(3), generation={"max_new_tokens": 4, "temperature": 1.0})
     options = {**EAGER, "max_num_seqs": 2}

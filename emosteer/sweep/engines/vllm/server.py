@@ -143,6 +143,7 @@ class Server:
         prompt = {"prompt_token_ids": list(tokens)}
         params = {"temperature": 0.0, "ignore_eos": True, "detokenize": False, **params}
         with self._telling():
+            self._refuse_if_dead()
             self.engine.add_request(id, prompt, self._vllm.SamplingParams(**params))
 
     def answers(self) -> list[Any]:
@@ -157,6 +158,7 @@ class Server:
     def abort(self, ids: Iterable[str]) -> None:
         """Take requests back."""
         with self._telling():
+            self._refuse_if_dead()
             self.engine.abort_request(list(ids))
 
     def close(self) -> None:
@@ -172,8 +174,14 @@ class Server:
 
     @property
     def _died(self) -> bool:
-        """Whether an engine process has ended by itself, which vLLM notes before it says so."""
-        return bool(getattr(getattr(self.engine.engine_core, "resources", None), "engine_dead", False))
+        """Whether an engine process has ended by itself, whether vLLM has noted it or not."""
+        noted = getattr(getattr(self.engine.engine_core, "resources", None), "engine_dead", False)
+        return bool(noted) or not all(process.is_alive() for process in self.processes)
+
+    def _refuse_if_dead(self) -> None:
+        """Of a death that is noted vLLM's sockets are closed in another thread: nobody may be sending by them then."""
+        if self._died:
+            raise RuntimeError("its process is gone")
 
     @contextmanager
     def _telling(self, *, always: bool = False) -> Iterator[None]:
