@@ -31,7 +31,7 @@ def cluster():
     Workers are no nicer than the tests that run beside them, behind which Ray's niceness (15) has them starve.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_worker_niceness"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (so Ray spells it)
     from ray.cluster_utils import Cluster
 
     node = dict(num_cpus=2, include_dashboard=False, object_store_memory=80 << 20)
