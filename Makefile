@@ -19,6 +19,10 @@
 # make test-lowest    some of every kind with the lowest versions that pyproject.toml promises
 # make clean   forget the environments and what was built
 
+# Bytecode is kept, even where the environment says otherwise: the tests start hundreds of processes, and each would
+# compile torch and transformers anew (11 s for 5).
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
