@@ -101,30 +101,26 @@ def test_a_monitor_hears_what_a_text_is_about(smollm2, bank):
     assert means["afraid"]["afraid"] - means["calm"]["afraid"] > 0
 
 
-@pytest.fixture(scope="module")
-def whole_bank(smollm2):
-    """All emotions in half of the situations."""
-    bank = es.extract(*smollm2, few_stories(neutral=64), layers=range(12, 23), progress=False)
-    assert len(bank) == 171
-    return bank
-
-
 @pytest.mark.model
 @pytest.mark.slow
 @pytest.mark.full
-def test_the_circumplex_of_what_comes_along(whole_bank):
+def test_the_circumplex_of_what_comes_along(smollm2):
     """The stories were revised with this model's components in view (see the data card): usable, not independent."""
-    found = [es.circumplex(whole_bank, layer) for layer in (18, 20, 22)]
+    bank = es.extract(*smollm2, few_stories(topics=1, neutral=32), layers=(18, 20, 22), progress=False)
+    assert len(bank) == 171
+    found = [es.circumplex(bank, layer) for layer in bank.layers]
     assert max(min(one.valence_r / 0.80, one.arousal_r / 0.65) for one in found) >= 1, found
 
 
 @pytest.mark.model
 @pytest.mark.slow
 @pytest.mark.full
-def test_directions_are_causal(smollm2, whole_bank):
+def test_directions_are_causal(smollm2):
     """Texts written under "joyful" are pleasant and under "desperate" unpleasant; random directions do neither."""
     model, tok = smollm2
-    bank = with_random(whole_bank, ("joyful", "desperate"), 4, seed=0)
+    stories = few_stories(EMOTIONS, topics=4, neutral=32)
+    bank = es.extract(model, tok, stories, layers=range(12, 22), progress=False)
+    bank = with_random(bank, ("joyful", "desperate"), 4, seed=0)
     arms = [None, *bank.names]
     programs = [es.add(arm, 0.05) if arm else None for arm in arms for _ in OPENINGS]
     inputs = tok(list(OPENINGS) * len(arms), return_tensors="pt", padding=True)

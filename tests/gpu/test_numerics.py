@@ -80,7 +80,7 @@ def test_steer_rms_norm(backend, device, dtype, dim, with_residual):
     assert torch.equal(normed, ops.rms_norm(stream, weight.to(device)))
 
 
-@pytest.mark.parametrize(("n", "dim"), [(1, 4096), (33, 577), (3000, 4096)])
+@pytest.mark.parametrize(("n", "dim"), [(1, 4096), (33, 577), (3000, 512 if STUBBED else 4096)])
 @pytest.mark.parametrize("k", [1, 171])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cosine", [False, True])
