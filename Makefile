@@ -32,7 +32,8 @@ PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-c
 # Tests run in so many processes of one thread each; those of one group (Ray, …) in the same. One more than there are
 # cores, since some wait for compilers or processes that they have killed.
 JOBS ?= $(shell n=$$(nproc); echo $$(( n < 8 ? n + 1 : 8 )))
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n $(JOBS) --dist loadgroup
+test test-all test-rest test-peers: export OMP_NUM_THREADS := 1
+PYTEST := $(BIN)/python -m pytest -m "not gpu" -n $(JOBS) --dist loadgroup
 SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh kernels/cuda/*.cuh)
 
 .PHONY: demo test test-all test-rest environments browser check sanitize mutation docs dist test-dist test-lowest check-gpu-code test-triton-versions bench bench-compiled bench-gate clean venv test-llamacpp test-vllm test-peers bench-peers
@@ -123,7 +124,8 @@ test-llamacpp: $(STAMPS)/built $(STAMPS)/llamacpp
 
 # vLLM for CPUs. What it wants for pictures, sound and video is built for another torch and is taken out again:
 # with it there, nothing can be imported. The plugin's tests run an engine in their own process, those of sweeps in
-# another, and vLLM keeps the first choice: so they are two runs.
+# another, and vLLM keeps the first choice: so they are two runs. Threads sleep while they wait: .ci/run has other tests
+# beside them.
 VLLM := .venv-vllm/bin/python
 PIP_VLLM := $(VLLM) -m pip install --quiet --no-compile --disable-pip-version-check -c constraints-vllm.txt
 
@@ -136,6 +138,7 @@ $(STAMPS)/vllm: constraints-vllm.txt $(STAMPS)/built
 	EMOSTEER_BUILD=0 $(PIP_VLLM) --no-build-isolation --no-deps -e .
 	@touch $@
 
+test-vllm: export OMP_WAIT_POLICY := passive
 test-vllm: $(STAMPS)/vllm
 	EMOSTEER_VLLM=1 $(VLLM) -m pytest tests/vllm
 	EMOSTEER_VLLM=1 $(VLLM) -m pytest tests/sweep/test_vllm.py
