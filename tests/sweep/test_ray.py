@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
+from unittest.mock import Mock
 
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +18,8 @@ from typer.testing import CliRunner
 import emosteer as es
 from emosteer.cli import app, main
 from emosteer.sweep import Row, Store
+from emosteer.sweep.engines.ray.cluster import Placement
+from emosteer.sweep.engines.ray.driver import _Driver, written_by
 
 from . import victim
 
@@ -154,8 +158,6 @@ def test_a_unit_that_kills_its_worker_is_given_up(cluster, tmp_path):
 
 def test_what_a_lost_worker_had_written(tmp_path):
     """Its parts count, those of a worker whose number begins alike do not."""
-    from emosteer.sweep.engines.ray.driver import written_by
-
     units = list(sweep().plan())[:3]
     store = Store(tmp_path)
     for run_id, unit in (("r.0001", units[0]), ("r.0001", units[1]), ("r.00011", units[2])):
@@ -172,6 +174,21 @@ def test_placement(cluster, local, tmp_path):
     assert_same(tmp_path / "ray", local)
     with pytest.raises(ValueError, match="no node of the Ray cluster has room for a worker of .*'GPU': 1"):
         one.run(tmp_path / "gpu", "ray", gpus_per_worker=1, progress=False)
+
+
+@pytest.mark.parametrize(("there", "said"), [([], 1), ([{"Alive": False, "Resources": {"CPU": 4}}], 1),
+                                             ([{"Alive": True, "Resources": {"CPU": 4}}], 0)])  # fmt: skip
+def test_a_cluster_that_has_lost_all_room(there, said):
+    """It is told once, however long the run waits; that a worker takes long to load its model is not told."""
+    silent = Mock()
+    silent.nodes.return_value = there
+    silent.wait.side_effect = [([], []), ([], []), ([], []), KeyboardInterrupt]
+    driver = _Driver(silent, Mock(), Placement(workers=1), Mock(back=[1]), Mock(run_id="r"), Mock(), 2)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        with pytest.raises(KeyboardInterrupt):
+            driver.run(1)
+    assert sum("the sweep waits until a node joins" in str(one.message) for one in heard) == said
 
 
 @pytest.mark.parametrize(

@@ -106,29 +106,47 @@ class Placement:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
 
+    @property
+    def each(self) -> dict[str, float]:
+        """What a worker takes, by Ray's names."""
+        return {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
+
+    def room(self, ray: Any) -> int:
+        """Workers that the cluster's living nodes could hold, were nothing else on them."""
+        return sum(
+            int(min((node.get(name, 0) / amount for name, amount in self.each.items() if amount), default=1))
+            for node in _living(ray)
+        )
+
     def count(self, ray: Any) -> int:
-        """Workers to start, of those that the cluster's nodes have room for.
+        """Workers to start, of those that there is room for.
 
         Raises:
             ValueError: no node has room for one and no number was asked for.
         """
-        wanted = {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        room = sum(
-            int(min((node.get(name, 0) / amount for name, amount in wanted.items() if amount), default=1))
-            for node in nodes
-        )
+        room = self.room(ray)
         if self.workers is None and not room:
             raise ValueError(
-                f"no node of the Ray cluster has room for a worker of {wanted}; the nodes have {nodes}"
+                f"no node of the Ray cluster has room for a worker of {self.each}; the nodes have {_living(ray)}"
             )
         if self.workers is not None and self.workers > room:
             warnings.warn(
-                f"the Ray cluster has room for {room} workers of {wanted}, {self.workers} were asked for: the rest "
-                "wait until nodes join",
+                f"the Ray cluster has room for {room} workers of {self.each}, {self.workers} were asked for: the "
+                "rest wait until nodes join",
                 stacklevel=4,
             )
         return self.workers or room
+
+    def warn_of_no_room(self, ray: Any) -> bool:
+        """Whether no living node could hold a worker, which is then said: the run waits for one."""
+        if self.room(ray):
+            return False
+        warnings.warn(
+            f"no living node of the Ray cluster has room for a worker of {self.each}; they have {_living(ray)}: the "
+            "sweep waits until a node joins. It may be stopped: what was reported done is safe",
+            stacklevel=5,
+        )
+        return True
 
     def options(self) -> dict[str, Any]:
         """Of an actor. The driver replaces lost ones: it knows what they had written."""
@@ -139,3 +157,8 @@ class Placement:
             "max_restarts": 0,
             "max_task_retries": 0,
         }
+
+
+def _living(ray: Any) -> list[dict[str, float]]:
+    """What each node has in all that is alive."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -21,6 +21,8 @@ from .worker import Finished, Recipe, Worker
 
 # Workers that may die in a row without a task being finished in between.
 DEATHS = 16
+# Seconds without a word from any worker after which the driver looks whether there is room for one.
+SILENCE = 10.0
 
 
 @dataclass
@@ -111,6 +113,7 @@ class _Driver:
         self.workers: list[_Held] = []
         self.waiting: dict[Any, _Held] = {}  # what will come, and whose it is
         self.started = self.deaths = 0
+        self.no_room = False  # and it was said
 
     def run(self, count: int) -> None:
         for _ in range(count):
@@ -124,12 +127,15 @@ class _Driver:
                 if task is None:
                     return
                 self.tasks.back.appendleft(task)
-            come, _ = self.ray.wait(list(self.waiting), num_returns=1, timeout=10.0)
+            come, _ = self.ray.wait(list(self.waiting), num_returns=1, timeout=SILENCE)
             if come:
+                self.no_room = False
                 come, _ = self.ray.wait(list(self.waiting), num_returns=len(self.waiting), timeout=0)
             for ref in come:
                 if ref in self.waiting:  # not taken back meanwhile, with its worker
                     self._come(ref, self.waiting[ref])
+            if not come and not self.no_room and not any(held.ready for held in self.workers):
+                self.no_room = self.placement.warn_of_no_room(self.ray)
 
     def _start(self) -> None:
         run_id = f"{self.store.run_id}.{self.started:04d}"
