@@ -11,6 +11,7 @@ from torch.nn.modules import module as every_module
 
 from emosteer import ops
 from emosteer.ops import SteerTable, checks, formula
+from emosteer.ops.formula import TokenPrograms
 
 from .blocks import same_tensor
 from .levels import DIFFERENTIABLE, FORMULA, IN_PLACE, OFF, Level, Pass
@@ -92,7 +93,7 @@ class StackForward(Replacement):
         now = level.now
         outer = (
             *(now.mode, now.token_row, now.row, now.keep),
-            *(now.slot, now.inverse, now.fused, now.pending, now.left, now.table),
+            *(now.programs, now.inverse, now.fused, now.pending, now.left, now.table),
         )
         call = {**dict(zip(self.names, args)), **kwargs}
         traced = torch.compiler.is_compiling()
@@ -116,7 +117,7 @@ class StackForward(Replacement):
             if norms is not None:
                 norms.exit()
             now.mode, now.token_row, now.row, now.keep, *rest = outer  # type: ignore[assignment]
-            now.slot, now.inverse, now.fused, now.pending, now.left, now.table = rest  # type: ignore[assignment]
+            now.programs, now.inverse, now.fused, now.pending, now.left, now.table = rest  # type: ignore[assignment]
 
     def _trace(self, call: dict[str, Any], now: Pass, texts: Sequences) -> None:
         """What the formula needs, in tensors that compiled code may read."""
@@ -131,11 +132,13 @@ class StackForward(Replacement):
                 "generate without compiling the model, or without guidance"
             )
         now.row, now.keep = traced_rows(call, texts, picks, now.mask, self.rows.filled)
-        now.slot = now.inverse = None
-        if 1 < table.direction.shape[1] <= formula.MAX_SLOTS:
+        now.programs = now.inverse = None
+        slots = table.direction.shape[1]
+        if slots <= formula.MAX_SLOTS:
+            now.programs = formula.look_up(table, now.row, now.keep)
+        if 1 < slots <= formula.MAX_SLOTS:
             assert level.gram is not None  # of a table of several slots
-            now.slot = formula.slots_of(table, now.row, now.keep)
-            now.inverse = formula.inverse_gram(level.gram, formula.slots_of(table, now.row))
+            now.inverse = formula.inverse_gram(level.gram, formula.slots_of(table, now.row)).float()
 
     def _run(self, call: dict[str, Any], now: Pass) -> None:
         """What the kernels need, and for blocks that are compiled one by one what the formula needs."""
@@ -150,7 +153,7 @@ class StackForward(Replacement):
         now.elsewhere.clear()
         now.mode = DIFFERENTIABLE if torch.is_grad_enabled() else IN_PLACE
         now.table = _kept(self.level.table) if now.mode == DIFFERENTIABLE else None
-        now.row = now.keep = now.slot = now.inverse = None
+        now.row = now.keep = now.programs = now.inverse = None
         now.fused = (
             now.mode == IN_PLACE
             and not apart
@@ -162,9 +165,12 @@ class StackForward(Replacement):
         if apart:
             self._trace(call, now, texts)
             if now.mode == IN_PLACE:  # a gradient may still want the tensors of the pass before
-                for name in ("row", "keep", "slot", "inverse"):
+                for name in ("row", "keep", "inverse"):
                     value = getattr(now, name)
                     setattr(now, name, None if value is None else now.hold(name, value))
+                if now.programs is not None:
+                    named = now.programs._asdict().items()
+                    now.programs = TokenPrograms(*(now.hold(name, value) for name, value in named))
 
     def _texts(self, call: dict[str, Any], now: Pass) -> Sequences:
         """The texts of a pass: those of the `generate` call, unless somebody runs others in caches of their own."""
@@ -303,7 +309,7 @@ class BlockForward(Replacement):
 # Functions rather than methods: compiled code would check for each block that no instance hides a method.
 def _by_formula(block: BlockForward, output: Any, now: Pass) -> Any:
     hidden = _hidden(block, output)
-    row, keep, slot, inverse, table = now.row, now.keep, now.slot, now.inverse, block.level.whole
+    row, keep, programs, inverse, table = now.row, now.keep, now.programs, now.inverse, block.level.whole
     if row is None or keep is None or table is None:
         raise RuntimeError(
             "a steered block is compiled by itself in a way that was not seen when the pass began; "
@@ -316,16 +322,19 @@ def _by_formula(block: BlockForward, output: Any, now: Pass) -> Any:
         table = block.level.whole_on(hidden.device)
     if hidden.device != row.device:
         row, keep = row.to(hidden.device), keep.to(hidden.device)
-        slot = None if slot is None else slot.to(hidden.device)
         inverse = None if inverse is None else inverse.to(hidden.device)
+        programs = None if programs is None else TokenPrograms(*(t.to(hidden.device) for t in programs))
     x = hidden if hidden.shape[:-1] == keep.shape else hidden.reshape(*keep.shape, hidden.shape[-1])
-    if table.direction.shape[1] > formula.MAX_SLOTS:
+    if programs is None:
         token_row = torch.where(keep, row, NO_ROW).to(torch.int32).reshape(-1)
         columns = table.columns()
         y = torch.ops.emosteer.steer.default(x.contiguous(), v, *columns, token_row, block.unit)
+    elif x.dtype == torch.float64:  # nothing of it rounded to float32 before
+        y = formula.steer(x, v, table, row, keep=keep, scale=numbers[1])
     else:
         of = None if inverse is None else inverse.index_select(0, numbers[:1].long())[0]
-        y = formula.steer(x, v, table, row, keep=keep, scale=numbers[1].float(), slot=slot, inverse=of)
+        unit = numbers[1].float()
+        y = formula.steer(x, v, table, row, scale=unit, programs=programs, inverse=of)
     return with_first_tensor(output, y if y.shape == hidden.shape else y.reshape(hidden.shape))
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from emosteer.ops import SteerTable
+from emosteer.ops.formula import TokenPrograms
 
 from .addresses import fixed
 from .patching import Replacement, buried
@@ -32,8 +33,9 @@ class Pass(threading.local):
     Attributes:
         mode: how the pass is steered.
         token_row: for operators: int32 `[B, T]`, or None, spread evenly.
-        row, keep: for the formula: int32 `[B, 1]`, bool `[B, T]`.
-        slot, inverse: for several slots a row, what all layers share: int64 `[B, T, S]`, float64 `[L, B, 1, S, S]`.
+        row, keep: for traced code: int32 `[B, 1]`, bool `[B, T]`.
+        programs: for the formula, what these rows say, in float32.
+        inverse: for its tables of several slots: float32 `[L, S, S, B, 1]`.
         fused: whether blocks may leave their steering to the norm that reads them.
         pending, left: the block that has left it so, and the stream that it returned.
         table: as it was when the pass began, for a gradient.
@@ -49,7 +51,7 @@ class Pass(threading.local):
         self.token_row: Tensor | None = None
         self.row: Tensor | None = None
         self.keep: Tensor | None = None
-        self.slot: Tensor | None = None
+        self.programs: TokenPrograms | None = None
         self.inverse: Tensor | None = None
         self.fused = False
         self.pending: int | None = None

@@ -8,14 +8,38 @@ definition; this is compared with it like every backend.
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from .reference import GRAM_TOLERANCE, bounded, root, rotation
+from . import reference
+from .reference import GRAM_TOLERANCE
 from .table import SteerTable
 
 # Slots a row up to which the unrolled formula is worth its length.
 MAX_SLOTS = 8
+# Numbers of a slot in `TokenPrograms.numbers`; two of the row follow those of all slots.
+_SLOTTED = 8
+# Squared, below which a part of a row is its rounding.
+_ROUNDING = 1e-12
+
+
+class TokenPrograms(NamedTuple):
+    """What the programs of tokens say, one tensor a kind: looked up once, read by every layer.
+
+    Attributes:
+        slot: int64 `[S, ...]`, the direction in each slot, 0 for an empty one.
+        numbers: float `[8·S + 2, ...]`, for each slot strength; lower bound and upper bound, each as a finite part
+            and an infinite one of which the other is 0; cosine and sine of the rotation and its sign; then of the
+            row `relative` and `preserve_norm`. An empty slot has those that change nothing.
+        steered: bool, False for tokens that stay as they are.
+    """
+
+    slot: Tensor
+    numbers: Tensor
+    steered: Tensor
 
 
 def steer(
@@ -27,7 +51,7 @@ def steer(
     keep: Tensor | None = None,
     scale: float | Tensor = 1.0,
     gram: Tensor | None = None,
-    slot: Tensor | None = None,
+    programs: TokenPrograms | None = None,
     inverse: Tensor | None = None,
 ) -> Tensor:
     """`emosteer.ops.steer` for tracing: same formula, same arguments, nothing checked.
@@ -43,7 +67,8 @@ def steer(
         keep: bool, broadcast likewise: False for tokens that stay as they are whatever their row.
         scale: one unit of length.
         gram: float32 `[K, K]`, `directions @ directions.T`, for tables of several slots; computed if None.
-        slot: `slots_of` the tokens, where it was looked up before for several layers at once.
+        programs: `look_up` of table, rows and `keep`, where that was done before for several layers at once, in the
+            dtype that `x` is computed in; with several slots `inverse` comes with it.
         inverse: `inverse_gram` of the rows' slots, where it was computed before, likewise.
 
     Returns:
@@ -52,85 +77,116 @@ def steer(
         orthogonal to them keeps the norm) to the root of float32's rounding, 4e-4. Where they take a row away but for
         rounding, what is scaled to the norm that is kept is that rounding.
     """
-    slots = table.direction.shape[1]
-    exact = torch.float64 if x.dtype == torch.float64 else torch.float32
-    z = x.to(exact)
-    row = token_row.clamp(min=0).long()
-    slot = slots_of(table, token_row, keep) if slot is None else slot
-    used = slot >= 0
-    of = slot.clamp(min=0)
-    strength, low, high, angle = (
-        c[row].to(exact) for c in (table.strength, table.low, table.high, table.rotate)
-    )
-    form = table.preserve_norm[row]
+    exact = exact_of(x)
+    if programs is None:
+        programs = look_up(table, token_row, keep, exact)
+    slots = len(programs.slot)
     columns = range(slots)
-    v = [directions[of[..., j]].to(exact) for j in columns]
+    if slots > 1 and inverse is None:
+        gram = directions @ directions.T if gram is None else gram
+        inverse = inverse_gram(gram, slots_of(table, token_row))
+    *numbers, relative, form = programs.numbers.unbind(0)
+    z = x.to(exact)
+    v = [directions[programs.slot[j]].to(exact) for j in columns]
 
     square = (z * z).sum(-1)
-    norm = root(square)
-    unit = scale * torch.where(table.relative[row] != 0, norm, 1.0)
+    norm, rounding = root(square), square * _ROUNDING
+    unit = scale * torch.where(relative != 0, norm, 1.0)
     p = [(z * v[j]).sum(-1) for j in columns]
     a = torch.ones_like(norm)
     b = []
     for j in columns:
-        floor, cap = bounded(low[..., j], unit), bounded(high[..., j], unit)
-        added = strength[..., j] * unit + torch.minimum(torch.maximum(p[j], floor), cap) - p[j]
-        stay, towards = rotation(p[j], norm, angle[..., j], 1.0)
-        b.append(torch.where(used[..., j], added + towards, 0.0))
-        a = a + torch.where(used[..., j], stay, 0.0)
+        strength, low, no_low, high, no_high, cos, sin, turn = numbers[_SLOTTED * j : _SLOTTED * (j + 1)]
+        floor, cap = low * unit + no_low, high * unit + no_high
+        added = strength * unit + (torch.minimum(torch.maximum(p[j], floor), cap) - p[j])
+        # In the plane of x and v: `across` is what x has beside v, turned until it is nothing.
+        left = square - p[j] * p[j]
+        plane = (turn != 0) & (left > rounding)
+        across = torch.where(plane, left, 1.0).sqrt()
+        turned = across * cos - p[j] * sin
+        along = torch.where(turned < 0, turn * norm, p[j] * cos + across * sin)
+        ratio = torch.where(plane, turned.clamp(min=0) / across, 1.0)
+        b.append(added + (torch.where(plane, along, p[j]) - ratio * p[j]))
+        a = a + (ratio - 1)
     changed = a != 1
     for j in columns:
         changed = changed | (b[j] != 0)
 
-    y = a[..., None] * z
+    # x = Σ share_j v_j + what is outside the span of its directions; of y there is `inside` in the span.
+    spans = form == 2
+    share = [
+        p[j] if inverse is None else _total([inverse[j, k].to(exact) * p[k] for k in columns])
+        for j in columns
+    ]
+    inside = [torch.where(spans, a * share[j] + b[j], 0.0) for j in columns]
+    y = torch.where(spans, 1.0, a)[..., None] * z  # or what is outside
     for j in columns:
-        y = y + b[j][..., None] * v[j]
-    after = root((y * y).sum(-1))
-    whole = torch.where(after > 0, norm / torch.where(after > 0, after, 1.0), 1.0)
-
-    if slots > 1 and inverse is None:
-        inverse = inverse_gram(
-            directions @ directions.T if gram is None else gram, slots_of(table, token_row)
-        )
-    share, inside = [], []
-    for j in columns:
-        one = p[j] if inverse is None else _total([inverse[..., j, k].to(exact) * p[k] for k in columns])
-        share.append(torch.where(used[..., j], one, 0.0))
-        inside.append(a * share[j] + b[j])
-    outside, within = z, torch.zeros_like(z)
-    for j in columns:
-        outside = outside - share[j][..., None] * v[j]
-        within = within + inside[j][..., None] * v[j]
-    rest = root((outside * outside).sum(-1))
+        y = y + torch.where(spans, -share[j], b[j])[..., None] * v[j]
+    within = _total([inside[j][..., None] * v[j] for j in columns])
     # A single direction is of unit length: nothing to sum.
     length = inside[0].abs() if slots == 1 else root((within * within).sum(-1))
-    room = root((norm - length) * (norm + length))
-    g = torch.where(rest > norm * 1e-6, room / torch.where(rest > 0, rest, 1.0), 0.0)
     shrink = torch.where(length > norm, norm / torch.where(length > 0, length, 1.0), 1.0)
+    room = torch.where(spans, root((norm - length) * (norm + length)), norm)
+    after = (y * y).sum(-1)
+    there = after > torch.where(spans, rounding, 0.0)
+    stretch = torch.where(there, room / torch.where(there, after, 1.0).sqrt(), torch.where(spans, 0.0, 1.0))
 
     if y.requires_grad:  # a strength of 0 changes nothing and still has a gradient
-        changed = used.any(-1)
-    y = torch.where(
-        (form == 2)[..., None],
-        shrink[..., None] * within + g[..., None] * outside,
-        torch.where(form == 1, whole, 1.0)[..., None] * y,
-    )
-    return torch.where(changed[..., None], y.to(x.dtype), x)
+        changed = programs.steered
+    y = torch.where(form == 0, 1.0, stretch)[..., None] * y + shrink[..., None] * within
+    return torch.where((changed & programs.steered)[..., None], y.to(x.dtype), x)
 
 
-def slots_of(table: SteerTable, token_row: Tensor, keep: Tensor | None = None) -> Tensor:
-    """int64 `[..., S]`: the direction in each slot of the rows that tokens take.
+def exact_of(x: Tensor) -> torch.dtype:
+    """The dtype that rows of this one are computed in."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
-    −1 for an empty slot; and for all slots of a token that stays as it is, by its row or by `keep`. (Without
-    `keep` the result is as small as `token_row`.)
+
+def root(square: Tensor) -> Tensor:
+    """The square root, 0 below 0; in code compiled without gradients as short as it can be."""
+    if torch.compiler.is_compiling() and not torch.is_grad_enabled():
+        return square.clamp(min=0).sqrt()
+    return reference.root(square)
+
+
+def look_up(
+    table: SteerTable, token_row: Tensor, keep: Tensor | None = None, dtype: torch.dtype = torch.float32
+) -> TokenPrograms:
+    """The programs of the rows that tokens take; arguments as of `steer`.
+
+    `slot` and `numbers` are as small as `token_row`, `steered` has the shape of both masks.
     """
-    slot = table.direction[token_row.clamp(min=0).long()]
+    row = token_row.clamp(min=0).long()
+    direction, strength, low, high, angle = (column[row] for column in table.columns()[:5])
+    used = direction >= 0
     here = token_row >= 0 if keep is None else keep & (token_row >= 0)
-    return torch.where(here[..., None], slot, -1).long()
+    strength, low, high, angle = (
+        torch.where(used, column.to(dtype), neutral)
+        for column, neutral in ((strength, 0.0), (low, -math.inf), (high, math.inf), (angle, 0.0))
+    )
+    bounds = [
+        part
+        for bound in (low, high)
+        for part in (torch.where(bound.isinf(), 0.0, bound), torch.where(bound.isinf(), bound, 0.0))
+    ]
+    turn = (angle.double().cos().to(dtype), angle.double().sin().to(dtype), angle.sign())
+    slotted = torch.stack([strength, *bounds, *turn]).movedim(-1, 0)
+    flags = [column[row].to(dtype) for column in (table.relative, table.preserve_norm)]
+    return TokenPrograms(
+        slot=direction.clamp(min=0).long().movedim(-1, 0).contiguous(),
+        numbers=torch.cat([slotted.flatten(0, 1), torch.stack(flags)]),
+        steered=used.any(-1) & here,
+    )
+
+
+def slots_of(table: SteerTable, token_row: Tensor) -> Tensor:
+    """int64 `[..., S]`: the direction in each slot of the rows that tokens take, −1 for an empty one."""
+    slot = table.direction[token_row.clamp(min=0).long()]
+    return torch.where((token_row >= 0)[..., None], slot, -1).long()
 
 
 def inverse_gram(gram: Tensor, slot: Tensor) -> Tensor:
-    """An inverse of the Gram matrix of each row's directions, `[..., *slot.shape, S]` float64.
+    """An inverse of the Gram matrix of each row's directions, float64 `[..., S, S, *rows]` for `slot` `[*rows, S]`.
 
     Zero for empty slots and for directions in the span of those before them, so that `inverse @ p` are
     the shares of the row's directions in a vector with dot products `p`. Unrolled, so that it can be
@@ -158,16 +214,23 @@ def inverse_gram(gram: Tensor, slot: Tensor) -> Tensor:
         own = used[j] & (left > GRAM_TOLERANCE)
         pivot.append(torch.where(own, left, 0.0))
         inverted.append(torch.where(own, 1.0 / torch.where(own, left, 1.0), 0.0))
-    root = [[zero for _ in columns] for _ in columns]
+    # R, lower triangular with ones on its diagonal: what stands on and above that is not written out.
+    backward: list[list[Tensor]] = []
     for j in columns:
-        root[j][j] = torch.ones_like(zero)
-        for i in range(j):
-            root[j][i] = -_total([lower[j][k] * root[k][i] for k in range(i, j)])
-    rows = [
-        torch.stack([_total([root[k][i] * inverted[k] * root[k][j] for k in columns]) for j in columns], -1)
-        for i in columns
-    ]
-    return torch.stack(rows, -2)
+        backward.append(
+            [
+                -_total([lower[j][i], *(lower[j][k] * backward[k][i] for k in range(i + 1, j))])
+                for i in range(j)
+            ]
+        )
+    scaled = [[backward[k][i] * inverted[k] for i in range(k)] + [inverted[k]] for k in columns]
+
+    def entry(i: int, j: int) -> Tensor:
+        return _total([scaled[j][i], *(scaled[k][i] * backward[k][j] for k in range(j + 1, slots))])
+
+    upper = {(i, j): entry(i, j) for i in columns for j in range(i, slots)}
+    rows = [upper[min(i, j), max(i, j)] for i in columns for j in columns]
+    return torch.stack(rows, gram.dim() - 2).unflatten(gram.dim() - 2, (slots, slots))
 
 
 def _total(parts: list[Tensor]) -> Tensor:

@@ -96,10 +96,12 @@ def test_overlapping_directions(slots, preserve):
     got = formula.steer(x, directions, table, token_row)
     oracle.assert_rounded(got, want, reach(x, want), slack=2e-5)
     layers = torch.stack([directions @ directions.T] * 2)
-    slot = formula.slots_of(table, token_row)
-    given = formula.inverse_gram(layers, slot)[1]  # as a model of two layers computes it
+    programs = formula.look_up(table, token_row)
+    given = formula.inverse_gram(layers, formula.slots_of(table, token_row))[
+        1
+    ]  # as a model of two layers does it
     oracle.assert_rounded(
-        formula.steer(x, directions, table, token_row, slot=slot, inverse=given),
+        formula.steer(x, directions, table, token_row, programs=programs, inverse=given),
         want,
         reach(x, want),
         slack=2e-5,
