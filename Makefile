@@ -36,7 +36,7 @@ test test-all test-rest test-peers: export OMP_NUM_THREADS := 1
 PYTEST := $(BIN)/python -m pytest -m "not gpu" -n $(JOBS) --dist loadgroup
 SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh kernels/cuda/*.cuh)
 
-.PHONY: demo test test-all test-rest environments browser check sanitize mutation docs dist test-dist test-lowest check-gpu-code test-triton-versions bench bench-compiled bench-gate clean venv test-llamacpp test-vllm test-peers bench-peers
+.PHONY: demo test test-all test-rest environments browser check sanitize mutation docs dist test-dist test-lowest check-gpu-code test-triton-versions bench bench-compiled bench-gate clean venv test-llamacpp test-vllm test-vllm-within test-vllm-beside test-peers bench-peers
 
 venv: $(STAMPS)/built
 
@@ -123,9 +123,9 @@ test-llamacpp: $(STAMPS)/built $(STAMPS)/llamacpp
 	EMOSTEER_LLAMACPP=.venv-llamacpp/bin/python $(BIN)/python -m pytest tests/formats/test_llamacpp.py
 
 # vLLM for CPUs. What it wants for pictures, sound and video is built for another torch and is taken out again:
-# with it there, nothing can be imported. The plugin's tests run an engine in their own process, those of sweeps in
-# another, and vLLM keeps the first choice: so they are two runs. Threads sleep while they wait: .ci/run has other tests
-# beside them.
+# with it there, nothing can be imported. Some tests run an engine in their own process, those of sweeps choose another
+# way, and vLLM keeps the first choice: so they are two runs, beside each other, since an engine starts on one core.
+# Threads sleep while they wait: .ci/run has other tests beside them.
 VLLM := .venv-vllm/bin/python
 PIP_VLLM := $(VLLM) -m pip install --quiet --no-compile --disable-pip-version-check -c constraints-vllm.txt
 
@@ -138,10 +138,16 @@ $(STAMPS)/vllm: constraints-vllm.txt $(STAMPS)/built
 	EMOSTEER_BUILD=0 $(PIP_VLLM) --no-build-isolation --no-deps -e .
 	@touch $@
 
-test-vllm: export OMP_WAIT_POLICY := passive
+test-vllm test-vllm-within test-vllm-beside: export OMP_WAIT_POLICY := passive
 test-vllm: $(STAMPS)/vllm
-	EMOSTEER_VLLM=1 $(VLLM) -m pytest tests/vllm
-	EMOSTEER_VLLM=1 $(VLLM) -m pytest tests/sweep/test_vllm.py
+	$(MAKE) --no-print-directory --jobs 2 --output-sync test-vllm-within test-vllm-beside
+
+VLLM_BESIDE := tests/vllm/test_elsewhere.py tests/vllm/test_server.py
+test-vllm-within: $(STAMPS)/vllm
+	EMOSTEER_VLLM=1 $(VLLM) -m pytest tests/vllm $(VLLM_BESIDE:%=--ignore %)
+
+test-vllm-beside: $(STAMPS)/vllm
+	EMOSTEER_VLLM=1 $(VLLM) -m pytest $(VLLM_BESIDE) tests/sweep/test_vllm.py
 
 # For the tests that look at pages; without it they are skipped.
 browser:

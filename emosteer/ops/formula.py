@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .reference import GRAM_TOLERANCE
+from .reference import GRAM_TOLERANCE, bounded
 from .table import SteerTable
 
 # Slots a row up to which the unrolled formula is worth its length.
 MAX_SLOTS = 8
-# Numbers of a slot in `TokenPrograms.numbers`; two of the row follow those of all slots.
-_SLOTTED = 8
 # Squared, below which a part of a row is its rounding.
 _ROUNDING = 1e-12
 
@@ -30,10 +28,9 @@ class TokenPrograms(NamedTuple):
     """What the programs of tokens say, one tensor a kind: looked up once, read by every layer.
 
     Attributes:
-        slot: int64 `[S, ...]`, the direction in each slot, 0 for an empty one.
-        numbers: float `[8·S + 2, ...]`, for each slot strength; lower bound and upper bound, each as a finite part
-            and an infinite one of which the other is 0; cosine and sine of the rotation and its sign; then of the
-            row `relative` and `preserve_norm`. An empty slot has those that change nothing.
+        slot: int64 `[..., S]`, the direction in each slot, 0 for an empty one.
+        numbers: float `[8, ..., S]`: strength, lower bound, upper bound, cosine and sine of the rotation and its sign;
+            then of the row `relative` and `preserve_norm`. An empty slot has those that change nothing.
         steered: bool, False for tokens that stay as they are.
     """
 
@@ -80,14 +77,15 @@ def steer(
     exact = exact_of(x)
     if programs is None:
         programs = look_up(table, token_row, keep, exact)
-    slots = len(programs.slot)
+    slots = programs.slot.shape[-1]
     columns = range(slots)
     if slots > 1 and inverse is None:
         gram = directions @ directions.T if gram is None else gram
         inverse = inverse_gram(gram, slots_of(table, token_row))
-    *numbers, relative, form = programs.numbers.unbind(0)
+    *slotted, relative, form = programs.numbers.unbind(0)
+    relative, form = relative[..., 0], form[..., 0]
     z = x.to(exact)
-    v = [directions[programs.slot[j]].to(exact) for j in columns]
+    v = [directions[programs.slot[..., j]].to(exact) for j in columns]
 
     square = (z * z).sum(-1)
     norm, rounding = root(square), square * _ROUNDING
@@ -96,17 +94,18 @@ def steer(
     a = torch.ones_like(norm)
     b = []
     for j in columns:
-        strength, low, no_low, high, no_high, cos, sin, turn = numbers[_SLOTTED * j : _SLOTTED * (j + 1)]
-        floor, cap = low * unit + no_low, high * unit + no_high
+        strength, low, high, cos, sin, turn = (numbers[..., j] for numbers in slotted)
+        floor, cap = bounded(low, unit), bounded(high, unit)
         added = strength * unit + (torch.minimum(torch.maximum(p[j], floor), cap) - p[j])
-        # In the plane of x and v: `across` is what x has beside v, turned until it is nothing.
+        # In the plane of x and v: what x has beside v, turned until it is nothing; −inf where there is nothing to turn.
         left = square - p[j] * p[j]
-        plane = (turn != 0) & (left > rounding)
-        across = torch.where(plane, left, 1.0).sqrt()
-        turned = across * cos - p[j] * sin
+        turned = root(left) * cos - p[j] * sin
+        turned = torch.where((turn != 0) & (left > rounding), turned, -math.inf)
+        turns = turned > -math.inf
+        across = torch.where(turns, left, 1.0).sqrt()
         along = torch.where(turned < 0, turn * norm, p[j] * cos + across * sin)
-        ratio = torch.where(plane, turned.clamp(min=0) / across, 1.0)
-        b.append(added + (torch.where(plane, along, p[j]) - ratio * p[j]))
+        ratio = torch.where(turns, turned.clamp(min=0) / across, 1.0)
+        b.append(added + (torch.where(turns, along, p[j]) - ratio * p[j]))
         a = a + (ratio - 1)
     changed = a != 1
     for j in columns:
@@ -164,17 +163,14 @@ def look_up(
         torch.where(used, column.to(dtype), neutral)
         for column, neutral in ((strength, 0.0), (low, -math.inf), (high, math.inf), (angle, 0.0))
     )
-    bounds = [
-        part
-        for bound in (low, high)
-        for part in (torch.where(bound.isinf(), 0.0, bound), torch.where(bound.isinf(), bound, 0.0))
+    exactly = angle.double()
+    turn = (exactly.cos().to(dtype), exactly.sin().to(dtype), angle.sign())
+    flags = [
+        column[row].to(dtype)[..., None].expand_as(low) for column in (table.relative, table.preserve_norm)
     ]
-    turn = (angle.double().cos().to(dtype), angle.double().sin().to(dtype), angle.sign())
-    slotted = torch.stack([strength, *bounds, *turn]).movedim(-1, 0)
-    flags = [column[row].to(dtype) for column in (table.relative, table.preserve_norm)]
     return TokenPrograms(
-        slot=direction.clamp(min=0).long().movedim(-1, 0).contiguous(),
-        numbers=torch.cat([slotted.flatten(0, 1), torch.stack(flags)]),
+        slot=direction.clamp(min=0).long(),
+        numbers=torch.stack([strength, low, high, *turn, *flags]),
         steered=used.any(-1) & here,
     )
 

@@ -14,19 +14,26 @@ from emosteer.vllm import params
 from tests.steering.conftest import random_bank
 
 
-def test_drafts_are_steered_as_what_they_are(engine, elsewhere, bank_file):
+def test_drafts_are_steered_as_what_they_are(elsewhere, tmp_path):
     """Texts that repeat themselves, so that drafts are accepted; programs that start at the prompt's end."""
+    model = tiny(tmp_path / "model")
+    bank = random_bank(model)
+    bank.save(tmp_path / "bank.safetensors")
     prompts = [[k, k + 1, k + 2] * 12 for k in range(400, 408)]
-    args = [
-        params(f"calm +{4 + k}", positions=at) for k, at in enumerate(["all", "generated", "-1:", "0:40"] * 2)
-    ]
+    programs = [es.add("calm", 1.0 + k / 4) for k in range(8)]
+    positions = ["all", "generated", slice(-1, None), slice(0, 40)] * 2
     speculating = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
     found = elsewhere(
-        prompts, args, 24, speculative_config=speculating,
-        additional_config={"emosteer": {"banks": {"random": str(bank_file)}, "slots": 3}},
+        prompts, [params(one, layers=[1, 2], positions=at) for one, at in zip(programs, positions)], 24,
+        model=str(tmp_path / "model"), skip_tokenizer_init=True, speculative_config=speculating,
+        additional_config={"emosteer": {"banks": {"random": str(tmp_path / "bank.safetensors")}}},
     )  # fmt: skip
     assert found["accepted"] > 10
-    assert found["tokens"] == [list(one) for one in engine.tokens(prompts, args, 24)]
+    unsteered = 0
+    for prompt, program, at, tokens in zip(prompts, programs, positions, found["tokens"]):
+        assert tokens == greedy(model, bank, program, prompt, at, 24)
+        unsteered += tokens == greedy(model, bank, None, prompt, length=24)
+    assert unsteered < 4
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes want two processors")
@@ -127,12 +134,12 @@ def tiny(folder):
     return model
 
 
-def greedy(model, bank, program, prompt, positions="all"):
+def greedy(model, bank, program, prompt, positions="all", length=8):
     """What transformers writes under a program at two layers."""
     ids = torch.tensor([prompt])
     with es.steer(model, bank, program, layers=[1, 2], positions=positions):
         out = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, min_new_tokens=8,
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, min_new_tokens=length,
             eos_token_id=None, do_sample=False, pad_token_id=0,
         )  # fmt: skip
     return out[0, len(prompt) :].tolist()
