@@ -34,7 +34,7 @@ def test_modes_of_inductor(model, bank, how):
     call = torch.compile(model, **how)
     clean = logits(call)
     for positions in ("all", slice(1, None)):
-        with es.steer(model, bank, PROGRAMS, layers="all", positions=positions) as steering:
+        with es.steer(model, bank, PROGRAMS, layers="all", positions=positions, slots=2) as steering:
             expected = logits(model)
             torch.testing.assert_close(logits(call), expected, rtol=1e-4, atol=1e-4)
             steering.set(1, es.add("joyful", 0.4))
