@@ -74,7 +74,7 @@ def steer(
         orthogonal to them keeps the norm) to the root of float32's rounding, 4e-4. Where they take a row away but for
         rounding, what is scaled to the norm that is kept is that rounding.
     """
-    exact = exact_of(x)
+    exact = torch.float64 if x.dtype == torch.float64 else torch.float32
     if programs is None:
         programs = look_up(table, token_row, keep, exact)
     slots = programs.slot.shape[-1]
@@ -134,11 +134,6 @@ def steer(
         changed = programs.steered
     y = torch.where(form == 0, 1.0, stretch)[..., None] * y + shrink[..., None] * within
     return torch.where((changed & programs.steered)[..., None], y.to(x.dtype), x)
-
-
-def exact_of(x: Tensor) -> torch.dtype:
-    """The dtype that rows of this one are computed in."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def root(square: Tensor) -> Tensor:
@@ -210,7 +205,7 @@ def inverse_gram(gram: Tensor, slot: Tensor) -> Tensor:
         own = used[j] & (left > GRAM_TOLERANCE)
         pivot.append(torch.where(own, left, 0.0))
         inverted.append(torch.where(own, 1.0 / torch.where(own, left, 1.0), 0.0))
-    # R, lower triangular with ones on its diagonal: what stands on and above that is not written out.
+    # R is lower triangular with ones on its diagonal: only what stands below is written out.
     backward: list[list[Tensor]] = []
     for j in columns:
         backward.append(
