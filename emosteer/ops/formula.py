@@ -28,13 +28,12 @@ class TokenPrograms(NamedTuple):
     """What the programs of tokens say, one tensor a kind: looked up once, read by every layer.
 
     Attributes:
-        slot: int64 `[..., S]`, the direction in each slot, 0 for an empty one.
-        numbers: float `[8, ..., S]`: strength, lower bound, upper bound, cosine and sine of the rotation and its sign;
-            then of the row `relative` and `preserve_norm`. An empty slot has those that change nothing.
+        numbers: float `[9, ..., S]`: strength, lower bound, upper bound, cosine and sine of the rotation and its sign;
+            the direction in the slot; then of the row `relative` and `preserve_norm`. An empty slot has those that
+            change nothing, and direction 0.
         steered: bool, False for tokens that stay as they are.
     """
 
-    slot: Tensor
     numbers: Tensor
     steered: Tensor
 
@@ -77,15 +76,15 @@ def steer(
     exact = torch.float64 if x.dtype == torch.float64 else torch.float32
     if programs is None:
         programs = look_up(table, token_row, keep, exact)
-    slots = programs.slot.shape[-1]
+    slots = programs.numbers.shape[-1]
     columns = range(slots)
     if slots > 1 and inverse is None:
         gram = directions @ directions.T if gram is None else gram
         inverse = inverse_gram(gram, slots_of(table, token_row))
-    *slotted, relative, form = programs.numbers.unbind(0)
+    *slotted, direction, relative, form = programs.numbers.unbind(0)
     relative, form = relative[..., 0], form[..., 0]
     z = x.to(exact)
-    v = [directions[programs.slot[..., j]].to(exact) for j in columns]
+    v = [directions[direction[..., j].long()].to(exact) for j in columns]
 
     square = (z * z).sum(-1)
     norm, rounding = root(square), square * _ROUNDING
@@ -148,7 +147,7 @@ def look_up(
 ) -> TokenPrograms:
     """The programs of the rows that tokens take; arguments as of `steer`.
 
-    `slot` and `numbers` are as small as `token_row`, `steered` has the shape of both masks.
+    `numbers` is as small as `token_row`, `steered` has the shape of both masks.
     """
     row = token_row.clamp(min=0).long()
     direction, strength, low, high, angle = (column[row] for column in table.columns()[:5])
@@ -158,14 +157,12 @@ def look_up(
         torch.where(used, column.to(dtype), neutral)
         for column, neutral in ((strength, 0.0), (low, -math.inf), (high, math.inf), (angle, 0.0))
     )
-    exactly = angle.double()
-    turn = (exactly.cos().to(dtype), exactly.sin().to(dtype), angle.sign())
+    turn = (angle.cos(), angle.sin(), angle.sign())
     flags = [
         column[row].to(dtype)[..., None].expand_as(low) for column in (table.relative, table.preserve_norm)
     ]
     return TokenPrograms(
-        slot=direction.clamp(min=0).long(),
-        numbers=torch.stack([strength, low, high, *turn, *flags]),
+        numbers=torch.stack([strength, low, high, *turn, direction.clamp(min=0).to(dtype), *flags]),
         steered=used.any(-1) & here,
     )
 
