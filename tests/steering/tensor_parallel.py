@@ -30,11 +30,23 @@ def outcome(model, bank, fused):
         return found | {"unsteered": model(**inputs).logits.tolist()}
 
 
+def compiled_outcome(model, bank):
+    """Last logits of the compiled model, traced before it is steered and run steered and after it."""
+    run = torch.compile(model, backend="eager", dynamic=False)
+    inputs = dict(input_ids=IDS, attention_mask=MASK, use_cache=False)
+    with torch.no_grad():
+        run(**inputs)
+        with es.steer(model, bank, PROGRAMS, layers="all"):
+            logits = run(**inputs).logits
+        return {"logits": logits.tolist(), "unsteered": run(**inputs).logits.tolist()}
+
+
 def main(folder):
     model = AutoModelForCausalLM.from_pretrained(folder / "model", tp_plan="auto").eval()
     bank = es.Bank.load(folder / "bank.safetensors")
     split = {p.to_local().shape != p.shape for p in model.parameters() if hasattr(p, "to_local")}
     found = {str(fused): outcome(model, bank, fused) for fused in (True, False)}
+    found["compiled"] = compiled_outcome(model, bank)
     found["split"] = any(split)
     (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
