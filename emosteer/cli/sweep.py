@@ -39,8 +39,8 @@ IN_FLIGHT = typer.Option(None, "--in-flight", min=1, help="Tasks that a worker h
 VLLM = typer.Option(
     [],
     "--vllm",
-    help="An argument of vllm.EngineArgs, like tensor_parallel_size=2; several.",
-    rich_help_panel="With --engine vllm",
+    help="An argument of vllm.EngineArgs, like tensor_parallel_size=2; several. With ray each worker runs vLLM.",
+    rich_help_panel="With --engine vllm or ray",
 )
 
 
@@ -179,16 +179,16 @@ def _of_ray(
 
 
 def _of_vllm(engine: str, given: Sequence[str]) -> dict[str, Any]:
-    """Arguments of vLLM's engine, their values read as YAML.
+    """Arguments of vLLM's engine, their values read as YAML; with Ray, of each worker's.
 
     Raises:
         ValueError: another engine, or no name and value.
     """
     import yaml
 
-    if given and engine != "vllm":
+    if given and engine not in ("vllm", "ray"):
         raise ValueError(
-            f"--vllm is for --engine vllm, the engine is {engine!r}; add --engine vllm or leave it out"
+            f"--vllm is for --engine vllm or ray, the engine is {engine!r}; add --engine vllm or leave it out"
         )
     found = {}
     for one in given:
@@ -196,7 +196,7 @@ def _of_vllm(engine: str, given: Sequence[str]) -> dict[str, Any]:
         if not equals or not name.isidentifier():
             raise ValueError(f"--vllm must be a name and a value, like tensor_parallel_size=2; got {one!r}")
         found[name] = yaml.safe_load(value)
-    return found
+    return {"vllm": found} if found and engine == "ray" else found
 
 
 def _state(found: Opened) -> None:

@@ -129,7 +129,8 @@ class Sweep(Definition):
             flush_seconds: between two parts; None: 2 s at first, up to a minute in long runs.
             options: of the engine; those of "ray" are listed at `engines.ray.driver.run_ray`: num_workers,
                 cpus_per_worker, gpus_per_worker, resources, address and more; those of "vllm" are
-                arguments of `vllm.EngineArgs`: tensor_parallel_size, max_model_len and more.
+                arguments of `vllm.EngineArgs`: tensor_parallel_size, max_model_len and more;
+                "ray" takes a mapping of them, `vllm`, and runs a vLLM in each worker.
 
         Returns:
             the folder, opened.

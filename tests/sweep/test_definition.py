@@ -266,7 +266,7 @@ def test_progress(tty, monkeypatch):
 @pytest.mark.parametrize(
     ("given", "error"),
     [
-        (["--vllm", "max_num_seqs=8"], "--vllm is for --engine vllm, the engine is 'local'"),
+        (["--vllm", "max_num_seqs=8"], "--vllm is for --engine vllm or ray, the engine is 'local'"),
         (
             ["--engine", "vllm", "--vllm", "max_num_seqs"],
             "--vllm must be a name and a value, .*got 'max_num_seqs'",

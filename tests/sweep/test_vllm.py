@@ -189,6 +189,35 @@ def test_a_killed_engine_loses_nothing_that_was_reported(sweep, tmp_path, monkey
 
 
 @pytest.mark.usefixtures("_without_compilers")
+def test_a_vllm_in_a_worker_of_ray(sweep, tmp_path, monkeypatch):
+    """Its engine is killed under it: another worker takes its place, and the rows are the local engine's."""
+    from emosteer.sweep.engines.ray.driver import _Driver
+
+    come, killed = _Driver._come, []
+
+    def engines():
+        found = [p for p in psutil.Process().children(recursive=True) if "EngineCore" in "".join(p.cmdline())]
+        return [p for p in found if p.status() != psutil.STATUS_ZOMBIE]
+
+    def killing(self, ref, held):
+        come(self, ref, held)
+        if held.tasks and not killed:
+            killed.extend(engines())
+            for engine in killed:
+                engine.kill()
+
+    psutil = pytest.importorskip("psutil")
+    monkeypatch.setattr(_Driver, "_come", killing)
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    one = sweep(seeds=range(2), generation={"max_new_tokens": 4, "temperature": 1.0})
+    options = dict(num_workers=1, units_per_task=4, vllm=EAGER)
+    found = one.run(tmp_path / "there", engine="ray", progress=False, **options)
+    assert killed
+    assert not engines()  # the other was ended with its worker
+    same(rows(found), rows(one.run(tmp_path / "local", progress=False)))
+
+
+@pytest.mark.usefixtures("_without_compilers")
 def test_a_stream_that_is_not_the_models_is_noticed(sweep, tmp_path, monkeypatch):
     """What a model would do whose weights are others: here the bank of vLLM's workers is another."""
     from emosteer.sweep.engines.vllm import server

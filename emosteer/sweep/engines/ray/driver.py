@@ -8,21 +8,26 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
+from emosteer.models.blocks import find_decoder
+
 from ...definition import Definition
 from ...store import FolderError, Store
 from ...store.places import LocalPlace
 from ...store.rows import FAILED, read_part
 from ..local import Runner
 from ..progress import SweepProgress
+from ..vllm.runner import Started
 from ..work import Work, failed_rows
 from .cluster import Placement, connected
 from .tasks import TRIES, MetricShelf, Task, Tasks
-from .worker import Finished, Recipe, Worker
+from .worker import Broken, Finished, Recipe, Worker
 
 # Workers that may die in a row without a task being finished in between.
 DEATHS = 16
 # Seconds without a word from any worker after which the driver looks whether there is room for one.
 SILENCE = 10.0
+# Seconds in which a worker must have ended its vLLM.
+CLOSING = 20.0
 
 
 @dataclass
@@ -50,8 +55,9 @@ def run_ray(
     resources: Mapping[str, float] | None = None,
     units_per_task: int | None = None,
     in_flight: int = 2,
+    vllm: Mapping[str, Any] | None = None,
 ) -> None:
-    """Workers of a Ray cluster, one model each.
+    """Workers of a Ray cluster, one model each, in transformers or in a vLLM of its own.
 
     Args:
         flush_seconds: of a task, each of which is a part.
@@ -63,10 +69,11 @@ def run_ray(
         resources: further ones of each worker, by name.
         units_per_task: None: by the measured speed.
         in_flight: tasks that a worker has at a time, one running and the others waiting.
+        vllm: arguments of `vllm.EngineArgs`: each worker starts vLLM with them; None: it runs transformers.
 
     Raises:
-        ImportError: Ray is not installed.
-        ValueError: an argument out of range, or no room for a worker.
+        ImportError: Ray is not installed, or vLLM not where a worker is.
+        ValueError: an argument out of range, no room for a worker, or what vLLM does not take.
         ConnectionError: no cluster answers at the address.
         FolderError: the folder cannot be written to, or a node does not see it.
         RuntimeError: workers die one after another and finish nothing.
@@ -80,7 +87,8 @@ def run_ray(
     if first is None:
         return
     shared = os.path.abspath(store.place.path) if isinstance(store.place, LocalPlace) else str(store)
-    recipe = Recipe.of(sweep, runner, first.unit.model_id, shared)
+    started = None if vllm is None else Started.of(sweep, find_decoder(runner.model).depth, vllm)
+    recipe = Recipe.of(sweep, runner, first.unit.model_id, shared, started)
     with connected(address) as ray:
         count = placement.count(ray)
         total = progress.total - progress.before
@@ -89,6 +97,9 @@ def run_ray(
         try:
             driver.run(count)
         finally:
+            if started is not None:
+                closing = [held.actor.close.remote() for held in driver.workers]
+                ray.wait(closing, num_returns=len(closing), timeout=CLOSING)
             for held in driver.workers:
                 ray.kill(held.actor)
 
@@ -168,6 +179,9 @@ class _Driver:
             return
         except errors.RayTaskError as error:
             raise (error.cause or error) from None
+        if isinstance(found, Broken):
+            self._lost(held, RuntimeError(found.why))
+            return
         del self.waiting[ref]
         if isinstance(found, Finished):
             held.tasks = [pair for pair in held.tasks if pair[0] != ref]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ from ...plan.generation import Generation
 from ...plan.identity import model_id
 from ...store import FolderError, Store
 from ..local import Runner
+from ..vllm.runner import Started, VllmRunner
+from ..vllm.server import Ended
 from .cluster import imported
 from .tasks import MetricsSeen
 
@@ -29,6 +32,7 @@ class Recipe:
         model_id: what the loaded model must be.
         bank, generation, relative, batch_tokens, batch_rows: of `Runner`.
         folder: of the store; every node must reach it.
+        vllm: what the worker's vLLM is started with; None where transformers runs the model.
     """
 
     model: Any
@@ -41,9 +45,12 @@ class Recipe:
     batch_tokens: int | None
     batch_rows: int | None
     folder: str
+    vllm: Started | None = None
 
     @classmethod
-    def of(cls, sweep: Definition, runner: Runner, model_id: str, folder: str) -> Recipe:
+    def of(
+        cls, sweep: Definition, runner: Runner, model_id: str, folder: str, vllm: Started | None = None
+    ) -> Recipe:
         """A model that came by name is loaded by each worker, another one is copied to it."""
         import torch
 
@@ -54,15 +61,36 @@ class Recipe:
         model, tok = (runner.model, runner.tok) if loading is None else (None, None)
         batch = (sweep.batch_tokens, sweep.batch_rows)
         return cls(
-            model, tok, loading, model_id, runner.bank, runner.generation, runner.relative, *batch, folder
+            model,
+            tok,
+            loading,
+            model_id,
+            runner.bank,
+            runner.generation,
+            runner.relative,
+            *batch,
+            folder,
+            vllm,
         )
 
-    def runner(self, gpus: float) -> Runner:
-        """The runner, on the worker's GPU if it has one.
+    def runner(self, gpus: float, until_done: ExitStack) -> Runner | VllmRunner:
+        """What runs units: the model, on the worker's GPU if it has one; or vLLM, which has begun to serve it.
+
+        Args:
+            gpus: that Ray gave the worker.
+            until_done: closes vLLM when it is left.
 
         Raises:
             ValueError: this node's model is another than the driver's.
+            ImportError, RuntimeError: vLLM is not there, or does not start, and why.
         """
+        if self.vllm is None:
+            return self._transformers(gpus)
+        there = VllmRunner(self._transformers(0), self.vllm, until_done)  # the GPU is vLLM's
+        there.server  # noqa: B018 (starts it)
+        return there
+
+    def _transformers(self, gpus: float) -> Runner:
         model, tok = self.model, self.tok
         if self.loading is not None:
             from emosteer.models.loading import load
@@ -97,6 +125,13 @@ class Finished:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Broken:
+    """The worker's vLLM has ended amid a task, and why; what was finished of it is on disk."""
+
+    why: str
+
+
 class Worker:
     """The actor.
 
@@ -109,12 +144,13 @@ class Worker:
 
     def __init__(self, recipe: Recipe, run_id: str, threads: int | None, gpus: float) -> None:
         self._trouble: Exception | None = None
+        self._until_done = ExitStack()
         try:
             import torch
 
             if threads:
                 torch.set_num_threads(threads)
-            self._runner = recipe.runner(gpus)
+            self._runner = recipe.runner(gpus, self._until_done)
             self._metrics = MetricsSeen(imported())
             self._store = Store(recipe.folder)
             self._store.run_id = run_id
@@ -133,12 +169,21 @@ class Worker:
             raise self._trouble
         return os.getpid()
 
-    def run(self, coded: list[Any], refs: dict[str, Any]) -> Finished:
+    def close(self) -> None:
+        """End what the worker has started; no task may follow."""
+        self._until_done.close()
+
+    def run(self, coded: list[Any], refs: dict[str, Any]) -> Finished | Broken:
         """Run a task and write its results as one part; done once this returns."""
         start = time.monotonic()
         rows: list[Row] = []
         works = self._metrics.unpacked(coded, refs)
-        for found in self._runner.run(works):
-            rows += found
+        try:
+            for found in self._runner.run(works):
+                rows += found
+        except Ended as error:
+            if rows:
+                self._store.append(rows)
+            return Broken(str(error))
         self._store.append(rows)
         return Finished(len(works), sum(row.error is not None for row in rows), time.monotonic() - start)

@@ -1,14 +1,14 @@
-"""The driver: keeps vLLM's queue filled with requests of units, and makes rows of the answers."""
+"""A runner of units whose model is in vLLM: keeps its queue filled with their requests, makes rows of the answers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from emosteer.models.blocks import find_decoder
 from emosteer.models.loading import folder_of
 from emosteer.steering import MIN_SLOTS
 
@@ -16,12 +16,9 @@ from ...definition import Definition
 from ...metrics.base import Seen
 from ...metrics.reading import Readings, ready_metrics
 from ...metrics.row import Row
-from ...store import Store
 from ..local import Runner
 from ..local.pool import ends_of
-from ..progress import SweepProgress
 from ..work import Work, failed_rows, rows_of
-from ..writer import write_rows
 from .asked import Asked, at_once, behind_prompt, looking_back, requests_of
 from .banks import Banks
 from .proof import prove
@@ -31,84 +28,103 @@ from .server import Ended, Server, serving
 QUEUE = 2
 
 
-def run_vllm(
-    runner: Runner,
-    works: Iterable[Work],
-    store: Store,
-    progress: SweepProgress,
-    *,
-    flush_seconds: float | None,
-    sweep: Definition,
-    **options: Any,
-) -> None:
-    """One model in vLLM, which batches, schedules and pages; on an error what is finished is written first.
+@dataclass(frozen=True)
+class Started:
+    """What vLLM is started with, plain enough to be sent to another machine.
+
+    Attributes:
+        name: of the model, as `es.load` takes it.
+        revision: of a Hub id.
+        dtype: of the weights, as torch calls it.
+        layers: where any program acts.
+        metrics: those that read.
+        slots: directions that a program combines at most.
+        options: arguments of `vllm.EngineArgs`.
+    """
+
+    name: str
+    revision: str | None
+    dtype: str
+    layers: tuple[int, ...]
+    metrics: tuple[Readings, ...]
+    slots: int
+    options: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, sweep: Definition, depth: int, options: Mapping[str, Any]) -> Started:
+        """Of a sweep, on a model of so many blocks.
+
+        Raises:
+            ValueError: a model that is not loaded by name, a mask over positions.
+        """
+        if sweep.name is None:
+            raise ValueError(
+                'engine "vllm" loads the model itself: give Sweep(model=…) the name of one (a folder, a GGUF file, a '
+                'Hub id), not a loaded model; save_pretrained(folder) writes one, or use engine="local"'
+            )
+        masks = [label for label in sweep.position_labels if label.startswith("mask:")]
+        if masks:
+            raise ValueError(
+                f'engine "vllm" takes positions in words or as slices, got {masks[0]!r}; use a slice such as "2:5", or '
+                f'engine="local"'
+            )
+        metrics = ready_metrics(sweep.metrics, sweep.bank, depth)
+        return cls(
+            name=sweep.name,
+            revision=sweep.revision,
+            dtype=str(sweep.dtype or torch.float32).removeprefix("torch."),
+            layers=tuple(sorted({layer for one in sweep.layer_sets(depth) for layer in one})),
+            metrics=tuple(m for m in metrics if isinstance(m, Readings)),
+            slots=max([MIN_SLOTS, *(len(arm.program.slots) for arm in sweep.arms)]),
+            options=dict(options),
+        )
+
+
+class VllmRunner:
+    """Runs units like `local.Runner`, in vLLM, which batches, schedules and pages.
 
     Units of all programs, layers and positions share vLLM's batches and its compiled model; `emosteer.vllm` steers and
-    reads them.
+    reads them. The rows are those of the local engine.
 
     Args:
-        sweep: what says which model vLLM loads.
-        options: arguments of `vllm.EngineArgs`: tensor_parallel_size, max_model_len, max_num_seqs,
-            gpu_memory_utilization, enforce_eager, kv_cache_memory_bytes (on a CPU 1 GiB unless given) and more.
-
-    Raises:
-        ImportError: vLLM is not installed.
-        ValueError: an option that vLLM does not know, a model that is not loaded by name, a mask over positions.
-        RuntimeError: vLLM does not start, cannot steer this model, or has ended, and why.
-        FolderError: the folder cannot be written to.
+        runner: of the same model in transformers, which vLLM's is proved against; it makes tokens and texts too.
+        started: what vLLM is started with, at the first request or when `server` is asked for.
+        until_done: closes vLLM when it is left.
     """
-    if sweep.name is None:
-        raise ValueError(
-            'engine "vllm" loads the model itself: give Sweep(model=…) the name of one (a folder, a GGUF file, a '
-            'Hub id), not a loaded model; save_pretrained(folder) writes one, or use engine="local"'
-        )
-    masks = [label for label in sweep.position_labels if label.startswith("mask:")]
-    if masks:
-        raise ValueError(
-            f'engine "vllm" takes positions in words or as slices, got {masks[0]!r}; use a slice such as "2:5", or '
-            f'engine="local"'
-        )
-    with ExitStack() as until_done:
-        driver = _Driver(runner, sweep, sweep.name, options, until_done)
-        write_rows(driver.rows(works), store, progress, flush_seconds)
 
-
-class _Driver:
-    def __init__(
-        self, runner: Runner, sweep: Definition, name: str, options: dict[str, Any], until_done: ExitStack
-    ) -> None:
+    def __init__(self, runner: Runner, started: Started, until_done: ExitStack) -> None:
         self.runner, self.generation, self.tok = runner, runner.generation, runner.tok
-        self._sweep, self._name, self._options, self._until_done = sweep, name, options, until_done
+        self._started, self._until_done = started, until_done
         self._ends = ends_of(runner.model)
-        depth = find_decoder(runner.model).depth
-        metrics = ready_metrics(sweep.metrics, sweep.bank, depth)
-        layers = sorted({layer for one in sweep.layer_sets(depth) for layer in one})
-        self.banks = Banks(runner.bank, tuple(layers), tuple(m for m in metrics if isinstance(m, Readings)))
-        self._slots = max([MIN_SLOTS, *(len(arm.program.slots) for arm in sweep.arms)])
+        self.banks = Banks(runner.bank, started.layers, started.metrics)
         self._server: Server | None = None
+        self._proven = False
         self._asked: dict[str, Asked] = {}
 
     @property
     def server(self) -> Server:
         """vLLM, started when there is something to ask."""
         if self._server is None:
-            dtype = getattr(torch, str(self._sweep.dtype or torch.float32).removeprefix("torch."))
+            started = self._started
             self._server = self._until_done.enter_context(
                 serving(
-                    folder_of(self._name, dtype=dtype),
-                    self._sweep.revision,
-                    str(dtype).removeprefix("torch."),
+                    folder_of(started.name, dtype=getattr(torch, started.dtype)),
+                    started.revision,
+                    started.dtype,
                     self.banks,
-                    self._slots,
+                    started.slots,
                     self.generation,
-                    self._options,
+                    dict(started.options),
                 )
             )
         return self._server
 
-    def rows(self, works: Iterable[Work]) -> Iterator[list[Row]]:
-        """The rows of each unit as it is finished."""
-        proven = False
+    def run(self, works: Iterable[Work]) -> Iterator[list[Row]]:
+        """The rows of each unit as it is finished.
+
+        Raises:
+            RuntimeError: vLLM does not start, cannot steer this model, or has ended (`Ended`), and why.
+        """
         for work in works:
             if not work.needs_model:
                 yield self.runner.from_text(work)
@@ -116,11 +132,11 @@ class _Driver:
             if (why := self.runner.too_long(work)) is not None:
                 yield failed_rows(work, ValueError(why), self.generation)
                 continue
-            if not proven and work.unit.program.slots:
+            if not self._proven and work.unit.program.slots:
                 while self._asked:  # nothing else may come back in between
                     yield from self._hear()
-                prove(self.server, self.runner, work, self._slots)
-                proven = True
+                prove(self.server, self.runner, work, self._started.slots)
+                self._proven = True
             yield from self._ask(work)
             while len(self._asked) >= QUEUE * self.server.rows:
                 yield from self._hear()
