@@ -17,13 +17,14 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from unittest.mock import patch
 
 import torch
 from common import PACKAGES, Result, machine, plot_ratios, save, summary
 from peers import plain_hook, repeng, steering_vectors
 from steering import CONTEXT, SHAPES, STRENGTH, random_bank
 from torch._dynamo.utils import counters
-from torch._inductor.utils import run_and_get_code
+from torch._inductor.graph import GraphLowering
 from transformers import StaticCache
 
 import emosteer as es
@@ -65,7 +66,9 @@ class Side:
             return module(**kwargs).logits
 
         self.compiled = torch.compile(run, dynamic=False)
-        _, code = run_and_get_code(self.step)
+        code: set[str] = set()
+        with patch.object(GraphLowering, "save_output_code", code.add):
+            self.step()
         self.calls = sum(
             len(CALL.findall(part[part.index("def call(") :])) for part in code if "def call(" in part
         )
@@ -158,6 +161,7 @@ def main() -> None:
     parser.add_argument(
         "--peers-at", action="append", choices=SHAPES, help="other hooks in these cases only (repeatable)"
     )
+    parser.add_argument("--name", help="of the files in bench/results/, where they shall not be written over")
     options = parser.parse_args()
     torch.set_grad_enabled(False)
     torch.manual_seed(0)
@@ -166,7 +170,7 @@ def main() -> None:
     print(machine((*PACKAGES, *peers)))
     model, _ = es.load("smollm2", dtype=getattr(torch, options.dtype))
     bank = random_bank(model)
-    results = []
+    results, file = [], options.name or f"compiled_{options.dtype}"
     for name in options.case or [*SHAPES, PROGRAMS]:
         torch._dynamo.reset()
         if name == PROGRAMS:
@@ -175,9 +179,7 @@ def main() -> None:
             here = peers if options.peers_at is None or name in options.peers_at else []
             results += measure(model, bank, name, options.rounds, here)
         print(summary(results), flush=True)
-        path = save(
-            f"compiled_{options.dtype}", results, (*PACKAGES, *peers)
-        )  # after each: compiling takes minutes
+        path = save(file, results, (*PACKAGES, *peers))  # after each: compiling takes minutes
     plot_ratios(
         path, f"SmolLM2-135M, {options.dtype}, compiled, static cache: all 30 blocks steered ÷ unsteered"
     )
