@@ -186,11 +186,12 @@ def _plain_ids(config: Any, count: int) -> list[int]:
     """Token ids that stand for text, not for an image or an end, which a model would treat otherwise."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     vocabulary = getattr(text, "vocab_size", None) or 32
-    special: set[Any] = set()
+    special: set[int] = set()
     for part in (config, text):
         for name, value in vars(part).items() if part is not None else ():
             if "token" in name:
-                special.update(value if isinstance(value, (list, tuple)) else [value])
+                values = value if isinstance(value, (list, tuple)) else [value]
+                special.update(v for v in values if isinstance(v, int))  # not the configuration of a tokenizer
     plain = [
         i for i in (k * 7919 % vocabulary for k in range(1, min(vocabulary, 1000) + 1)) if i not in special
     ]

@@ -117,6 +117,13 @@ def test_the_probe_is_text(image_token):
     assert find_decoder(model).depth == 3
 
 
+def test_a_tokenizers_configuration_is_no_token():
+    """As models of speech keep it beside the ids of their tokens."""
+    model = tiny("llama")
+    model.config.acoustic_tokenizer_config = {"frames": 2}
+    assert find_decoder(model).depth == 3
+
+
 @pytest.mark.parametrize("make", [lambda: tiny_vision_language("qwen2_vl"), lambda: tiny("recurrent_gemma")])
 def test_attaching_leaves_a_models_own_state(make):
     """Position offsets and recurrent states belong to the text that the model is at, not to the probe."""
