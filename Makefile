@@ -33,7 +33,7 @@ PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-c
 # cores, since some wait for compilers or processes that they have killed.
 JOBS ?= $(shell n=$$(nproc); echo $$(( n < 8 ? n + 1 : 8 )))
 test test-all test-rest test-peers: export OMP_NUM_THREADS := 1
-PYTEST := $(BIN)/python -m pytest -m "not gpu" -n $(JOBS) --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -m "not gpu" -n $(JOBS) --dist loadgroup --durations 15
 SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh kernels/cuda/*.cuh)
 
 .PHONY: demo test test-all test-rest environments browser check sanitize mutation docs dist test-dist test-lowest check-gpu-code test-triton-versions bench bench-compiled bench-gate clean venv test-llamacpp test-vllm test-vllm-within test-vllm-beside test-peers bench-peers
@@ -111,11 +111,11 @@ bench-peers: $(STAMPS)/peers $(STAMPS)/lens
 # What the tests below need beside the first environment; .ci/run installs it behind the others.
 environments: $(STAMPS)/peers $(STAMPS)/lens $(STAMPS)/vllm
 
-# llama.cpp itself, from the source package of llama-cpp-python: some minutes to build.
-$(STAMPS)/llamacpp: constraints.txt
+# llama.cpp itself, from the source package of llama-cpp-python: some minutes to build, with what llamacpp.cmake spares.
+$(STAMPS)/llamacpp: constraints.txt tests/formats/llamacpp.cmake
 	@mkdir -p $(STAMPS)
 	test -x .venv-llamacpp/bin/python || $(PYTHON) -m venv .venv-llamacpp
-	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAVA_BUILD=OFF" \
+	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAVA_BUILD=OFF -DCMAKE_CXX_FLAGS_RELEASE='-O1 -DNDEBUG' -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/tests/formats/llamacpp.cmake" \
 	.venv-llamacpp/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt --no-binary llama-cpp-python llama-cpp-python
 	@touch $@
 
