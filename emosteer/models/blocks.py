@@ -191,9 +191,8 @@ def _plain_ids(config: Any, count: int) -> list[int]:
         for name, value in vars(part).items() if part is not None else ():
             if "token" in name:
                 values = value if isinstance(value, (list, tuple)) else [value]
-                special.update(
-                    v for v in values if isinstance(v, int)
-                )  # not the configuration of a tokenizer
+                # Not the configuration of a tokenizer.
+                special.update(v for v in values if isinstance(v, int))
     plain = [
         i for i in (k * 7919 % vocabulary for k in range(1, min(vocabulary, 1000) + 1)) if i not in special
     ]
