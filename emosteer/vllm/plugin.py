@@ -94,13 +94,16 @@ def _loading(init_device: Any) -> Any:
 
 
 def _keeping(make: Any) -> Any:
-    """`Scheduler.__init__`, whose scheduler keeps what is read where the engine reads."""
+    """`Scheduler.__init__`, in the engine's process: it ends with its client, and keeps what is read where it reads."""
 
     @wraps(make)
     def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         make(self, vllm_config, *args, **kwargs)
         settings = Settings.of(vllm_config.additional_config)
-        if settings is not None and settings.readable is not None:
+        if settings is None:
+            return
+        watching.end_with_client()
+        if settings.readable is not None:
             deployment = front.deployment_of(vllm_config)
             assert deployment is not None
             keep(self, deployment)

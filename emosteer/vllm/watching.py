@@ -1,9 +1,13 @@
-"""An engine process that dies is told to whoever waits for it: vLLM's own synchronous client would wait for ever."""
+"""An engine process and its client, each of which vLLM lets outlive the other.
+
+A client would wait for ever for an engine that is gone; an engine whose client was killed would hold its memory.
+"""
 
 from __future__ import annotations
 
+import os
 from functools import wraps
-from multiprocessing import connection
+from multiprocessing import connection, parent_process
 from threading import Thread
 from typing import Any
 
@@ -46,3 +50,17 @@ def watch(client: Any) -> None:
                 future.set_exception(EngineDeadError())
 
     Thread(target=wait, daemon=True, name="emosteer-watch").start()
+
+
+def end_with_client() -> None:
+    """End this process, an engine's, when the one that started it ends; nothing where that is this one."""
+    client = parent_process()
+    if client is None:
+        return
+    sentinel = client.sentinel
+
+    def wait() -> None:
+        connection.wait([sentinel])
+        os._exit(1)
+
+    Thread(target=wait, daemon=True, name="emosteer-end").start()

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import warnings
+from collections import deque
 from unittest.mock import Mock
 
 import pyarrow.parquet as pq
@@ -19,7 +20,11 @@ import emosteer as es
 from emosteer.cli import app, main
 from emosteer.sweep import Row, Store
 from emosteer.sweep.engines.ray.cluster import Placement
-from emosteer.sweep.engines.ray.driver import _Driver, written_by
+from emosteer.sweep.engines.ray.driver import _Driver, _Held, written_by
+from emosteer.sweep.engines.ray.tasks import Task
+from emosteer.sweep.engines.ray.worker import Broken, Worker
+from emosteer.sweep.engines.vllm.server import Ended
+from emosteer.sweep.engines.work import Work
 
 from . import victim
 
@@ -166,6 +171,34 @@ def test_what_a_lost_worker_had_written(tmp_path):
     assert written_by(store, "r.0001") == {units[0].id: 1, units[1].id: 1}
 
 
+def test_a_worker_whose_vllm_has_ended(tmp_path):
+    """It keeps what was finished, and the driver takes another worker for the rest."""
+    works = [Work(unit, (es.metrics.repetition(),)) for unit in list(sweep().plan())[:3]]
+
+    def ended(_works):
+        yield [Row(works[0].unit, "m", "00" * 8, 1.0)]
+        raise Ended("its process is gone")
+
+    worker = object.__new__(Worker)
+    worker._metrics, worker._runner = Mock(unpacked=Mock(return_value=works)), Mock(run=ended)
+    worker._store = Store(tmp_path)
+    worker._store.run_id = "r.0001"
+    told = worker.run([], {})
+    assert told == Broken("its process is gone")
+
+    ray = Mock(get=Mock(return_value=told))
+    tasks, progress = Mock(back=deque()), Mock()
+    driver = _Driver(ray, Mock(), Placement(workers=1), tasks, Store(tmp_path), progress, 2)
+    held = _Held(Mock(), "r.0001", True, [("ref", Task(works))])
+    driver.workers, driver.waiting = [held], {"ref": held}
+    driver._come("ref", held)
+    assert [(task.works, task.lost) for task in tasks.back] == [(works[1:], 1)]
+    assert progress.saved.call_args.args == (1, 0)
+    ray.kill.assert_called_once_with(held.actor)
+    assert held not in driver.workers
+    assert len(driver.workers) == 1
+
+
 @pytest.mark.full
 def test_placement(cluster, local, tmp_path):
     """Further resources say on which node; workers wait for room, and no room at all is an error."""
@@ -198,6 +231,7 @@ def test_a_cluster_that_has_lost_all_room(there, said):
         ({"cpus_per_worker": -1}, "cpus_per_worker must be a number of at least 0"),
         ({"resources": {"x": "y"}}, r"resources\['x'\] must be a number"),
         ({"in_flight": 0}, "in_flight must be an integer of at least 1"),
+        ({"vllm": True}, "vllm must map names of arguments of vllm.EngineArgs to values .* got True"),
         ({"units_per_task": True}, "units_per_task must be an integer of at least 1"),
     ],
 )

@@ -190,30 +190,31 @@ def test_a_killed_engine_loses_nothing_that_was_reported(sweep, tmp_path, monkey
 
 @pytest.mark.usefixtures("_without_compilers")
 def test_a_vllm_in_a_worker_of_ray(sweep, tmp_path, monkeypatch):
-    """Its engine is killed under it: another worker takes its place, and the rows are the local engine's."""
+    """The worker is killed, and its engine ends with it; another takes their place, and ends both when it is done."""
     from emosteer.sweep.engines.ray.driver import _Driver
 
+    psutil = pytest.importorskip("psutil")
     come, killed = _Driver._come, []
 
-    def engines():
-        found = [p for p in psutil.Process().children(recursive=True) if "EngineCore" in "".join(p.cmdline())]
+    def running(name):
+        found = [p for p in psutil.Process().children(recursive=True) if name in "".join(p.cmdline())]
         return [p for p in found if p.status() != psutil.STATUS_ZOMBIE]
 
     def killing(self, ref, held):
         come(self, ref, held)
         if held.tasks and not killed:
-            killed.extend(engines())
-            for engine in killed:
-                engine.kill()
+            killed.extend(running("EngineCore"))
+            for worker in running("ray::Worker"):
+                worker.kill()
+            assert not psutil.wait_procs(killed, timeout=30)[1]
 
-    psutil = pytest.importorskip("psutil")
     monkeypatch.setattr(_Driver, "_come", killing)
     monkeypatch.setenv("RAY_worker_niceness", "0")
     one = sweep(seeds=range(2), generation={"max_new_tokens": 4, "temperature": 1.0})
     options = dict(num_workers=1, units_per_task=4, vllm=EAGER)
     found = one.run(tmp_path / "there", engine="ray", progress=False, **options)
-    assert killed
-    assert not engines()  # the other was ended with its worker
+    assert len(killed) == 1
+    assert not running("EngineCore")
     same(rows(found), rows(one.run(tmp_path / "local", progress=False)))
 
 

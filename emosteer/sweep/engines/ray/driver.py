@@ -82,6 +82,10 @@ def run_ray(
     for name, value in (("units_per_task", units_per_task), ("in_flight", in_flight)):
         if isinstance(value, bool) or not (value is None or (isinstance(value, int) and value >= 1)):
             raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+    if not (vllm is None or isinstance(vllm, Mapping)):
+        raise ValueError(
+            f"vllm must map names of arguments of vllm.EngineArgs to values ({{}} for none), got {vllm!r}"
+        )
     stream = iter(works)
     first = next(stream, None)
     if first is None:

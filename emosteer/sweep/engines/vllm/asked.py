@@ -15,7 +15,10 @@ from ...metrics.base import Seen
 from ...plan.generation import Generation
 from ..work import Work
 from .banks import READ, STEER, Banks
-from .drawing import SEED
+
+# Name of the entry of vLLM's `additional_config` with the settings of generated text, and of a request's `extra_args`
+# with the seed of its draws (`drawing`). The latter is no key of `emosteer.vllm`, which begin with "emosteer".
+SETTINGS, SEED = "emosteer_generation", "sweep_seed"
 
 # Continuations of one token that a request is asked about at once, vLLM's own bound.
 MOST_SINGLES = 128

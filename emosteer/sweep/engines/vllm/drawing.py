@@ -11,10 +11,7 @@ from torch import Tensor
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
 from ...plan.generation import Generation
-
-# Name of the entry of vLLM's `additional_config` with the settings of generated text, and of a request's `extra_args`
-# with the seed of its draws. The latter is no key of `emosteer.vllm`, which begin with "emosteer".
-SETTINGS, SEED = "emosteer_generation", "sweep_seed"
+from .asked import SEED, SETTINGS
 
 
 class DrawnTokens(AdapterLogitsProcessor):

@@ -15,6 +15,7 @@ from emosteer.vllm import support
 from emosteer.vllm.settings import KEY
 
 from ...plan.generation import Generation
+from .asked import SETTINGS
 from .banks import Banks
 
 # What vLLM is told unless somebody has told it otherwise. Processes are spawned, since a forked one hangs in the
@@ -88,8 +89,6 @@ class Server:
         generation: Generation,
         options: dict[str, Any],
     ) -> None:
-        from .drawing import SETTINGS
-
         vllm = imported()
         self._vllm = vllm
         self._folder = TemporaryDirectory()
