@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from functools import wraps
-from multiprocessing import connection, parent_process
+from multiprocessing import connection, current_process, parent_process
 from threading import Thread
 from typing import Any
 
@@ -53,9 +53,9 @@ def watch(client: Any) -> None:
 
 
 def end_with_client() -> None:
-    """End this process, an engine's, when the one that started it ends; nothing where that is this one."""
+    """End this process when the one that started it ends, if it is an engine's own and not its client's."""
     client = parent_process()
-    if client is None:
+    if client is None or not current_process().name.startswith("EngineCore"):
         return
     sentinel = client.sentinel
 

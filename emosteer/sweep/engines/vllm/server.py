@@ -90,6 +90,8 @@ class Server:
         options: dict[str, Any],
     ) -> None:
         vllm = imported()
+        from vllm.platforms import current_platform
+
         self._vllm = vllm
         self._folder = TemporaryDirectory()
         settings = {**banks.save(Path(self._folder.name)), "slots": slots}
@@ -106,7 +108,7 @@ class Server:
         taken = sorted(given.keys() & options.keys())
         if taken:
             raise ValueError(f'options of engine "vllm": {", ".join(taken)} is set by emosteer; leave it out')
-        if vllm.platforms.current_platform.is_cpu():
+        if current_platform.is_cpu():
             options = {"kv_cache_memory_bytes": CPU_CACHE, **options}
         try:
             args = vllm.EngineArgs(**given, **options)
