@@ -119,7 +119,7 @@ def test_texts(lm, model, tok, bank):
 def test_one_table_over_strengths(lm, model, tok, bank, tasks):
     """Accuracies are those of likelihoods computed here; one model, as it was before at the end."""
     strengths = (-0.4, 0.2, 0.4)
-    manager = TaskManager(include_path=str(tasks))
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
     programs = [es.add("calm", s) for s in strengths] + [es.ablate("angry")]
     scores = evaluate(lm, ["which", "says"], programs, task_manager=manager, bootstrap_iters=0)
     assert lm.program == es.programs.Program()
@@ -148,6 +148,7 @@ def test_as_the_harness_makes_it(model, tok, bank, tasks, tmp_path):
     model.save_pretrained(tmp_path / "model")
     tok.save_pretrained(tmp_path / "model")
     bank.save(tmp_path / "bank.safetensors")
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
     arguments = f"pretrained={tmp_path / 'model'},bank={tmp_path / 'bank.safetensors'},layers=1+2"
     found = {}
     for steer in ("", ",steer=calm +0.4", ",steer=angry -0.3; calm <= 0"):
@@ -155,7 +156,7 @@ def test_as_the_harness_makes_it(model, tok, bank, tasks, tmp_path):
             model="emosteer",
             model_args=arguments + steer,
             tasks=["which"],
-            task_manager=TaskManager(include_path=str(tasks)),
+            task_manager=manager,
             batch_size=2,
             bootstrap_iters=0,
         )

@@ -53,9 +53,14 @@ def evaluate(
         ValueError: no task.
     """
     from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
 
     if not len(tasks):
         raise ValueError("tasks is empty; give at least one of the harness's tasks")
+    if (
+        options.get("task_manager") is None
+    ):  # or the harness would read its thousands of files for each program
+        options["task_manager"] = TaskManager()
     arms = [one if isinstance(one, Arm) else _arm(one) for one in programs]
     if not any(arm.control == UNSTEERED for arm in arms):
         arms.insert(0, Arm(Program(), UNSTEERED, 0.0, UNSTEERED))
