@@ -57,10 +57,9 @@ def evaluate(
 
     if not len(tasks):
         raise ValueError("tasks is empty; give at least one of the harness's tasks")
-    if (
-        options.get("task_manager") is None
-    ):  # or the harness would read its thousands of files for each program
-        options["task_manager"] = TaskManager()
+    # Made once, as the harness makes it for each call: it reads thousands of files.
+    if options.get("task_manager") is None:
+        options["task_manager"] = TaskManager(metadata=options.get("metadata") or {})
     arms = [one if isinstance(one, Arm) else _arm(one) for one in programs]
     if not any(arm.control == UNSTEERED for arm in arms):
         arms.insert(0, Arm(Program(), UNSTEERED, 0.0, UNSTEERED))
