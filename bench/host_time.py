@@ -4,7 +4,7 @@ The CUDA module is the host build of the tests, whose launches are counted and n
 an H100 that is not there and hands its launches to a counter in place of the driver's function. What is left
 is what Python, torch and the launchers take, on the processor that runs this. One decode step of a layer:
 `steer_rms_norm_` of B=4 rows of 4096 bfloat16, by a bound site, by a norm that `es.steer` has replaced, by the
-backend's operation, and by the registered operator.
+backend's operation, and by the registered operator; and `steer_` of them, where no norm reads a block's output.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from emosteer import ops
 from emosteer.models.forwards import BlockForward, NormForward
 from emosteer.models.levels import IN_PLACE, Level
 from emosteer.models.norms import RmsNorm
-from emosteer.ops import Site, SteerTable, backends, cuda, triton
+from emosteer.ops import Site, SteerSite, SteerTable, backends, cuda, triton
 
 RESULTS = Path(__file__).parent / "results" / "host_time.csv"
 VERSIONS = (*PACKAGES, "triton")
@@ -48,6 +48,17 @@ def norm_of_a_layer(weight, directions, table) -> NormForward:
     return norm
 
 
+def block_at_its_output(directions, table, x) -> BlockForward:
+    """As `es.steer` leaves it, in the middle of a pass: a block that is over at once."""
+    level = Level()
+    level.active, level.table, level.now.mode = True, table, IN_PLACE
+    level.now.token_row = None
+    block = BlockForward(level)
+    block.steers(0, 0, directions, 1.0, None)
+    block.original = lambda: x
+    return block
+
+
 def ways(backend):
     """The calls by name, of one layer's tensors."""
     torch.manual_seed(0)
@@ -55,10 +66,11 @@ def ways(backend):
     directions = torch.nn.functional.normalize(torch.randn(171, 4096), dim=1)
     table = SteerTable.empty(4)
     table.direction[:, 0] = torch.arange(4)
-    site = Site(weight, directions, table)
+    site, output = Site(weight, directions, table), SteerSite(directions, table)
     direct = x, weight, directions, table, None, 1.0, None, 1e-6, 0.0
     patched, other = norm_of_a_layer(weight, directions, table), norm_of_a_layer(weight, directions, table)
     other.layer = None
+    block = block_at_its_output(directions, table, x)
 
     def replaced():
         patched.level.now.pending, patched.level.now.left = patched.layer, x
@@ -74,6 +86,10 @@ def ways(backend):
         "the registered operator": lambda: operator(
             x, weight, directions, *columns, None, 1.0, None, 1e-6, 0.0
         ),
+        "steer_ by a bound site": lambda: output(x),
+        "steer_ by a block of es.steer": block,
+        "steer_ by the backend's operation": lambda: backend.steer_(x, directions, table, None, 1.0),
+        "steer_ by emosteer.ops": lambda: ops.steer_(x, directions, table),
         "torch.empty_like alone": lambda: torch.empty_like(x),
     }
 

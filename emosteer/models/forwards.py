@@ -229,9 +229,14 @@ class BlockForward(Replacement):
         """
         self.layer, self.directions, self.unit = layer, directions, scale
         self.watchers = watchers
+        self.site: ops.SteerSite | None = None
         # One tensor for both, since compiled code checks each before it runs.
         with torch.inference_mode(False):
             self.numbers = torch.tensor([at, scale], dtype=torch.float64, device=directions.device)
+
+    def gone(self) -> None:
+        super().gone()
+        self.site = None  # which holds a table
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         output = self.original(*args, **kwargs)
@@ -272,7 +277,13 @@ class BlockForward(Replacement):
             return with_first_tensor(output, self._exactly(hidden, v, table, row))
         plain = type(hidden) is Tensor and not hidden.requires_grad and hidden.stride(-1) == 1
         if mode == IN_PLACE and plain:
-            ops.steer_(hidden, v, table, row, scale=self.unit)
+            if hidden.is_contiguous():
+                site = self.site
+                if site is None or site.directions is not v or site.table is not table:
+                    site = self.site = ops.SteerSite(v, table, scale=self.unit)
+                site(hidden, row)
+            else:
+                ops.steer_(hidden, v, table, row, scale=self.unit)
             return output
         return with_first_tensor(output, ops.steer(hidden.contiguous(), v, table, row, scale=self.unit))
 

@@ -5,13 +5,14 @@ from .backends import backend
 from .extremes import project_extremes_
 from .moments import Moments
 from .public import moments_update_, project, rms_norm, steer, steer_, steer_rms_norm_
-from .sites import NormSite, Site
+from .sites import NormSite, Site, SteerSite
 from .table import SteerTable
 
 __all__ = [
     "Moments",
     "NormSite",
     "Site",
+    "SteerSite",
     "SteerTable",
     "backend",
     "moments_update_",

@@ -8,6 +8,7 @@ what is out of range is taken as empty, and `SteerTable.validate` reports it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
 from weakref import WeakKeyDictionary
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from . import backends, cuda_module, sites
 from .moment_tensors import MomentTensors
-from .sites import Bound, Site
+from .sites import Bound, BoundSteer, Site, SteerSite
 from .strides import collapsed
 from .table import SteerTable
 
@@ -171,31 +172,12 @@ def steer_rms_norm_(
 
 def bind(site: Site, dtype: torch.dtype) -> Bound:
     """`steer_rms_norm_` of contiguous rows of a dtype, all but the rows kept in C++."""
-    (k, dim), weight, table = site.directions.shape, site.weight, site.table
-    if limit(1, dim, slots=table.slots):
+    weight, dim = site.weight, site.directions.shape[1]
+    if limit(1, dim, slots=site.table.slots):
         return sites.bind(_rest(), site, dtype)
-    device = site.directions.device
-    place = device.index if device.type == "cuda" else 0
-    run = (
-        _module(site.directions)
-        .Site(
-            _CODE[dtype],
-            dim,
-            dtype.itemsize,
-            site.directions.data_ptr(),
-            k,
-            _columns(table, site.directions),
-            site.scale,
-            weight.data_ptr(),
-            _CODE[weight.dtype],
-            site.eps,
-            site.weight_offset,
-            place,
-        )
-        .run
-    )
+    norm = weight.data_ptr(), _CODE[weight.dtype], site.eps, site.weight_offset
+    run, stream, place = _kept(site, dtype, *norm)
     empty_like = torch.empty_like
-    stream = torch._C._cuda_getCurrentRawStream if device.type == "cuda" else lambda _device: 0
 
     def bound(x: Tensor, token_row: Tensor | None) -> Tensor:
         normed = empty_like(x)
@@ -204,6 +186,49 @@ def bind(site: Site, dtype: torch.dtype) -> Bound:
         return normed
 
     return bound
+
+
+def bind_steer(site: SteerSite, dtype: torch.dtype) -> BoundSteer:
+    """`steer_` of contiguous rows of a dtype, all but the rows kept in C++."""
+    dim = site.directions.shape[1]
+    if limit(1, dim, slots=site.table.slots):
+        return sites.bind_steer(_rest(), site, dtype)
+    run, stream, place = _kept(site, dtype)
+
+    def bound(x: Tensor, token_row: Tensor | None) -> None:
+        row = 0 if token_row is None else token_row.data_ptr()
+        run(x.data_ptr(), 0, x.numel() // dim, row, stream(place))
+
+    return bound
+
+
+def _kept(
+    site: Site | SteerSite,
+    dtype: torch.dtype,
+    weight: int = 0,
+    weight_dtype: int = 0,
+    eps: float = 0.0,
+    weight_offset: float = 0.0,
+) -> tuple[Callable[..., None], Callable[[int], int], int]:
+    """`run(x, normed, rows, token_row, stream)` by addresses, what gives a stream's, and the device's number."""
+    directions, device = site.directions, site.directions.device
+    place = device.index if device.type == "cuda" else 0
+    stream = torch._C._cuda_getCurrentRawStream if device.type == "cuda" else lambda _device: 0
+    kept = _module(directions).Site(
+        _CODE[dtype],
+        directions.shape[1],
+        dtype.itemsize,
+        directions.data_ptr(),
+        len(directions),
+        _columns(site.table, directions),
+        site.scale,
+        weight,
+        weight_dtype,
+        eps,
+        weight_offset,
+        place,
+    )
+    return kept.run, stream, place
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, weight_offset: float) -> Tensor:

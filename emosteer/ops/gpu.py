@@ -18,8 +18,11 @@ and published bandwidths (`emosteer bench static`); `emosteer bench gpu` measure
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +30,7 @@ from torch import Tensor
 from . import backends, cuda, sites
 from .extremes import fold_
 from .moment_tensors import MomentTensors
-from .sites import Bound, BoundNorm, NormSite, Site
+from .sites import Bound, BoundNorm, BoundSteer, NormSite, Site, SteerSite
 from .table import SteerTable
 
 # Elements that move in the time of one launch of Triton's: 64 MiB of reads and writes in bfloat16.
@@ -85,28 +88,33 @@ def steer_rms_norm_(
 
 def bind(site: Site, dtype: torch.dtype) -> Bound:
     """The backends' own, each for the sizes that are its."""
-    dim, slots = site.directions.shape[1], site.table.slots
-    name = choose("steer_rms_norm", 1, dim, slots=slots)
-    few = sites.bind(import_module(f"emosteer.ops.{name}"), site, dtype)
-    if name != "cuda" or choose("steer_rms_norm", LAUNCH_BOUND_ELEMENTS, dim, slots=slots) == "cuda":
-        return few
-    many = sites.bind(import_module("emosteer.ops.triton"), site, dtype)
+    made = partial(sites.bind, site=site, dtype=dtype)
+    return _by_size("steer_rms_norm", made, site.directions.shape[1], slots=site.table.slots)
 
-    def bound(x: Tensor, token_row: Tensor | None) -> Tensor:
-        return (few if x.numel() <= LAUNCH_BOUND_ELEMENTS else many)(x, token_row)
 
-    return bound
+def bind_steer(site: SteerSite, dtype: torch.dtype) -> BoundSteer:
+    """As `bind`."""
+    made = partial(sites.bind_steer, site=site, dtype=dtype)
+    return _by_size("steer", made, site.directions.shape[1], slots=site.table.slots)
 
 
 def bind_norm(site: NormSite, dtype: torch.dtype) -> BoundNorm:
     """As `bind`."""
-    dim = len(site.weight)
-    name = choose("rms_norm", 1, dim)
-    few = sites.bind_norm(import_module(f"emosteer.ops.{name}"), site, dtype)
-    if name != "cuda" or choose("rms_norm", LAUNCH_BOUND_ELEMENTS, dim) == "cuda":
+    return _by_size("rms_norm", partial(sites.bind_norm, site=site, dtype=dtype), len(site.weight))
+
+
+def _by_size(op: str, made: Callable[..., Any], dim: int, *, slots: int = 1) -> Callable[..., Any]:
+    """What is `made` of the backends that run `op` on few and on many elements; one of the two where they are one."""
+    name = choose(op, 1, dim, slots=slots)
+    few = made(import_module(f"emosteer.ops.{name}"))
+    if name != "cuda" or choose(op, LAUNCH_BOUND_ELEMENTS, dim, slots=slots) == "cuda":
         return few
-    many = sites.bind_norm(import_module("emosteer.ops.triton"), site, dtype)
-    return lambda x: (few if x.numel() <= LAUNCH_BOUND_ELEMENTS else many)(x)
+    many = made(import_module("emosteer.ops.triton"))
+
+    def bound(x: Tensor, *token_row: Tensor | None) -> Any:
+        return (few if x.numel() <= LAUNCH_BOUND_ELEMENTS else many)(x, *token_row)
+
+    return bound
 
 
 def project(x: Tensor, directions: Tensor, center: Tensor | None, cosine: bool) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .moment_tensors import MomentTensors
 from .precision import whole_float32
-from .sites import Bound, BoundNorm, NormSite, Site
+from .sites import Bound, BoundNorm, BoundSteer, NormSite, Site, SteerSite
 from .strides import collapsed
 from .table import SteerTable
 
@@ -124,7 +124,7 @@ def bind(site: Site, dtype: torch.dtype) -> Bound:
     weight, directions, table = site.weight, site.directions, site.table
     rest = site.scale, None, site.eps, site.weight_offset
 
-    def launch(x: Tensor, normed: Tensor, token_row: Tensor | None) -> Any:
+    def launch(x: Tensor, normed: Tensor, token_row: Tensor | None = None) -> Any:
         scale, _, eps, offset = rest
         launches, rows = _launches(), _launches().Rows.dense(x)
         arguments = x, rows, None, rows, normed, _weight(weight, x), directions, _checked(table), token_row
@@ -132,19 +132,40 @@ def bind(site: Site, dtype: torch.dtype) -> Bound:
 
     if not _keeps(weight, dtype):
         return lambda x, row: steer_rms_norm_(x, weight, directions, table, row, *rest)
-    spread = _kept(directions.device, launch, ("x", "residual", "normed"))
-    given = _kept(directions.device, launch, ("x", "residual", "normed", "token_row"))
+    spread, given = _kept(directions.device, launch), _kept(directions.device, launch)
     empty_like = torch.empty_like
 
     def bound(x: Tensor, token_row: Tensor | None) -> Tensor:
         normed = empty_like(x)
         of_x, of_normed = x.data_ptr(), normed.data_ptr()
         if token_row is None:
-            spread((x, normed, None), x.numel(), (of_x | of_normed) & 15, of_x, of_x, of_normed)
+            spread((x, normed), x.numel(), (of_x | of_normed) & 15, of_x, of_normed)
         else:
             of_row = token_row.data_ptr()
-            given((x, normed, token_row), x.numel(), (of_x | of_normed) & 15, of_x, of_x, of_normed, of_row)
+            given((x, normed, token_row), x.numel(), (of_x | of_normed) & 15, of_x, of_normed, of_row)
         return normed
+
+    return bound
+
+
+def bind_steer(site: SteerSite, dtype: torch.dtype) -> BoundSteer:
+    """`steer_` of contiguous rows of a dtype: compiled kernels are kept by the number of rows."""
+    directions, table, scale = site.directions, site.table, site.scale
+
+    def launch(x: Tensor, token_row: Tensor | None = None) -> Any:
+        rows = _launches().Rows.dense(x)
+        return _launches().steer(x, rows, None, directions, _checked(table), token_row, scale)
+
+    if _launches().INTERPRETED:
+        return lambda x, row: steer_(x, directions, table, row, scale)
+    spread, given = _kept(directions.device, launch), _kept(directions.device, launch)
+
+    def bound(x: Tensor, token_row: Tensor | None) -> None:
+        of_x = x.data_ptr()
+        if token_row is None:
+            spread((x,), x.numel(), of_x & 15, of_x)
+        else:
+            given((x, token_row), x.numel(), of_x & 15, of_x, token_row.data_ptr())
 
     return bound
 
@@ -158,7 +179,7 @@ def bind_norm(site: NormSite, dtype: torch.dtype) -> BoundNorm:
 
     if not _keeps(weight, dtype):
         return lambda x: rms_norm(x, weight, eps, offset)
-    run, empty_like = _kept(weight.device, launch, ("x", "out")), torch.empty_like
+    run, empty_like = _kept(weight.device, launch), torch.empty_like
 
     def bound(x: Tensor) -> Tensor:
         normed = empty_like(x)
@@ -174,25 +195,24 @@ def _keeps(weight: Tensor, dtype: torch.dtype) -> bool:
     return weight.dtype in (dtype, torch.float32) and not _launches().INTERPRETED
 
 
-def _kept(device: torch.device, launch: Callable[..., Any], changing: tuple[str, ...]) -> Callable[..., None]:
-    """Launches kept by number of elements and alignment: `run(tensors, elements, alignment, *addresses)`.
+def _kept(device: torch.device, launch: Callable[..., Any]) -> Callable[..., None]:
+    """Launches kept by number of elements and alignment: `run(tensors, elements, alignment, *their addresses)`.
 
     Args:
         device: of the tensors.
         launch: makes it from the tensors when it is first wanted.
-        changing: the arguments that `addresses` are of.
     """
     kept: dict[tuple[int, int], Any] = {}
     current_device, stream = torch._C._cuda_getDevice, torch._C._cuda_getCurrentRawStream
     index = device.index
 
-    def run(tensors: tuple[Any, ...], elements: int, alignment: int, *addresses: int) -> None:
+    def run(tensors: tuple[Tensor, ...], elements: int, alignment: int, *addresses: int) -> None:
         known = kept.get((elements, alignment))
         if known is None:
             if len(kept) >= _MOST_KEPT:
                 kept.clear()
             with _device(tensors[0]):
-                made = import_module("emosteer.kernels.kept").Kept(launch(*tensors), *changing)
+                made = import_module("emosteer.kernels.kept").Kept(launch(*tensors), *tensors)
             kept[elements, alignment] = made
         elif current_device() != index:
             with _device(tensors[0]):

@@ -19,23 +19,31 @@ class Kept:
 
     Args:
         launch: made here.
-        changing: the arguments, pointers all, that `start` is given in this order.
+        changing: tensors among its arguments, each wherever it is one, that `start` is given others for.
     """
 
-    def __init__(self, launch: Launch, *changing: str) -> None:
-        compiled = launch.run()
+    def __init__(self, launch: Launch, *changing: Tensor) -> None:
         given = launch.arguments | launch.constants
-        names = launch.kernel.arg_names
-        self._values = [_plain(given[name]) for name in names]
-        self._at = tuple(names.index(name) for name in changing)
+        arguments = [given[name] for name in launch.kernel.arg_names]
+        self._at = [tuple(at for at, value in enumerate(arguments) if value is tensor) for tensor in changing]
+        if not all(self._at):
+            raise ValueError("a tensor that changes from call to call is no argument of this launch")
+        compiled = launch.run()
+        self._values = [_plain(value) for value in arguments]
         self._run, self._function, self._metadata = compiled.run, compiled.function, compiled.packed_metadata
         self._grid = (*launch.grid, 1, 1)[:3]
 
     def start(self, stream: int, *addresses: int) -> None:
-        """Launch it on a stream of the device that it was first launched on, which must be current."""
+        """Launch it on a stream of the device that it was first launched on, which must be current.
+
+        Args:
+            stream: its address.
+            addresses: of the tensors that stand in for those that change, in their order.
+        """
         values = self._values.copy()
-        for at, address in zip(self._at, addresses):
-            values[at] = address
+        for places, address in zip(self._at, addresses):
+            for at in places:
+                values[at] = address
         # No metadata and no hooks, which are for profilers.
         self._run(*self._grid, stream, self._function, self._metadata, None, None, None, *values)
 

@@ -1,4 +1,4 @@
-"""`ops.Site`, `ops.NormSite`: the same bits as `steer_rms_norm_` and `rms_norm`, whatever changes between calls."""
+"""Places bound once: the same bits as `steer_rms_norm_`, `steer_` and `rms_norm`, whatever changes between calls."""
 
 import ctypes
 import types
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from emosteer import ops
-from emosteer.ops import NormSite, Site, SteerTable, backends
+from emosteer.ops import NormSite, Site, SteerSite, SteerTable, backends
 
 from .cases import DTYPES, adding, rows, unit
 
@@ -22,11 +22,14 @@ def made(dim=96, k=5, programs=3, dtype=torch.float32):
 def test_the_bits_of_the_operation(backend, dtype, given):
     weight, directions, table = made(dtype=dtype)
     site = Site(weight, directions, table, scale=1.5, eps=1e-5, weight_offset=1.0)
+    output = SteerSite(directions, table, scale=1.5)
     for n, strength in ((3, 0.5), (3, -1.0), (6, 0.5)):
         table.strength.fill_(strength)
         row = torch.tensor([2, -1, 0] * (n // 3), dtype=torch.int32) if given else None
         x = rows(n, 96, dtype)
-        same = x.clone()
+        same, alone = x.clone(), x.clone()
+        assert output(alone, row) is alone
+        assert torch.equal(alone, ops.steer(x, directions, table, row, scale=1.5))
         normed = site(same, row)
         want, stream = ops.steer_rms_norm_(
             x, weight, directions, table, row, scale=1.5, eps=1e-5, weight_offset=1.0
@@ -69,8 +72,20 @@ def test_a_norm_alone(backend, dtype):
         site(x[..., :90].contiguous())
 
 
+def test_no_rows_are_no_launch(backend):
+    """A batch of nothing, as an expert that no token is sent to is given."""
+    weight, directions, table = made()
+    nothing, none = torch.empty(0, 96), torch.empty(0, dtype=torch.int32)
+    for row in (None, none):
+        assert Site(weight, directions, table)(nothing, row).shape == (0, 96)
+        assert SteerSite(directions, table)(nothing, row).shape == (0, 96)
+    assert NormSite(weight)(nothing).shape == (0, 96)
+
+
 def test_what_is_wrong_is_said():
     weight, directions, table = made()
+    with pytest.raises(ValueError, match="scale must be a finite number, got inf"):
+        SteerSite(directions, table, scale=float("inf"))
     with pytest.raises(ValueError, match="scale must be a finite number, got nan"):
         Site(weight, directions, table, scale=float("nan"))
     site = Site(weight, directions, table)
@@ -83,8 +98,18 @@ def test_what_is_wrong_is_said():
     ):
         with pytest.raises(ValueError, match=message):
             site(x)
-    with pytest.raises(ValueError, match="token_row has 2 entries"):
-        site(rows(3, 96), torch.zeros(2, dtype=torch.int32))
+    output = SteerSite(directions, table)
+    for x, message in (
+        (rows(3, 90), "directions have 96 columns, x has 90"),
+        (rows(4, 96), "do not divide evenly over the 3 rows of the table"),
+        (rows(6, 96)[::2], r"contiguous rows for a bound site, got strides \(192, 1\)"),
+        (rows(3, 96).double(), "float64"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            output(x)
+    for place in (site, output):
+        with pytest.raises(ValueError, match="token_row has 2 entries"):
+            place(rows(3, 96), torch.zeros(2, dtype=torch.int32))
     long = torch.tensor([0, 1, -1])
     assert torch.equal(site(rows(3, 96), long), site(rows(3, 96), long.int()))
 
@@ -96,7 +121,8 @@ def test_one_launch_a_call_and_nothing_else():
     weight, directions, table = made()
     with host.installed() as module, ops.backend("cuda"):
         site, x = Site(weight, directions, table), rows(3, 96)
-        site(x)
+        output = SteerSite(directions, table)
+        site(x), output(x)
         counts = ctypes.c_int64.in_dll(ctypes.CDLL(module.__file__), "host_counts_only")
         counts.value = 1
         try:
@@ -108,10 +134,10 @@ def test_one_launch_a_call_and_nothing_else():
             plain, SteerTable.columns = SteerTable.columns, counted
             try:
                 for _ in range(10):
-                    site(x)
+                    site(x), output(x)
             finally:
                 SteerTable.columns = plain
-            assert (counts.value - 1, looked.calls) == (10, 0)
+            assert (counts.value - 1, looked.calls) == (20, 0)
         finally:
             counts.value = 0
 
@@ -163,6 +189,46 @@ print(len(plain) == len(last), sum(a != b for a, b in zip(plain, last)) <= 3, la
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", code], env=kept, capture_output=True, text=True)
     assert done.stdout.split("\n")[:3] == ["5 1 1 1", "10 2", "True True 1"], done.stderr
+
+
+@pytest.mark.parametrize("dim", [576, 9000], ids=["resident", "in blocks"])
+def test_a_kept_launch_keeps_no_address_of_the_first_rows(dim):
+    """Wherever the kernel takes the stream: rows that are read in blocks are read and written by two names."""
+    import os
+    import subprocess
+    import sys
+
+    pytest.importorskip("triton")
+    code = f"""
+import torch
+from emosteer import ops
+from emosteer.ops import NormSite, Site, SteerSite, SteerTable, triton
+from emosteer.kernels.no_device import no_device
+from emosteer.kernels.offline import TARGETS
+torch._C._cuda_getDevice = lambda: None
+torch._C._cuda_getCurrentRawStream = lambda device: 0
+triton.unavailable = lambda: None
+dim = {dim}
+weight, table = torch.ones(dim), SteerTable.empty(4)
+directions = torch.nn.functional.normalize(torch.ones(3, dim), dim=1)
+rows = torch.zeros(2, 4, dtype=torch.int32)
+first, then = torch.ones(4, dim), torch.ones(4, dim)
+with no_device(TARGETS["sm_90"]) as stub, ops.backend("triton"):
+    seen = []
+    stub.count = lambda *a: seen.append([v.data_ptr() if isinstance(v, torch.Tensor) else v for v in a[9:]])
+    steered, output, norm = Site(weight, directions, table), SteerSite(directions, table), NormSite(weight)
+    for call in (steered, output, norm, lambda x: steered(x, rows[int(x is then)]),
+                 lambda x: output(x, rows[int(x is then)])):
+        seen.clear()
+        made = [call(x) for x in (first, then)]
+        launched, again = seen
+        own = [(first, then), (made[0], made[1]), (rows[0], rows[1])]
+        moved = {{a.data_ptr(): b.data_ptr() for a, b in own}}
+        print(len(launched) > 8, again == [moved.get(v, v) for v in launched], again != launched)
+"""
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], env=kept, capture_output=True, text=True)
+    assert done.stdout.split("\n")[:5] == ["True True True"] * 5, done.stdout + done.stderr
 
 
 def test_bound_by_backend(backend):
