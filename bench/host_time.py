@@ -32,7 +32,7 @@ from emosteer.ops import Site, SteerSite, SteerTable, backends, cuda, triton
 
 RESULTS = Path(__file__).parent / "results" / "host_time.csv"
 VERSIONS = (*PACKAGES, "triton")
-ROUNDS, CALLS = 15, 2000
+ROUNDS, CALLS = 25, 1000
 
 
 def norm_of_a_layer(weight, directions, table) -> NormForward:
@@ -125,28 +125,25 @@ def triton_without_launches():
         yield triton, lambda: stub.launched
 
 
-def measured(run):
-    """Seconds of this thread's CPU time a call, for each round: a machine that is shared does not tell."""
-    for _ in range(CALLS // 10):
-        run()
-    times = []
-    for _ in range(ROUNDS):
-        began = thread_time()
-        for _ in range(CALLS):
-            run()
-        times.append((thread_time() - began) / CALLS)
+def measured(calls, launched):
+    """Seconds of this thread's CPU time a call, for each round and way: a machine that is shared does not tell."""
+    times = {way: [] for way in calls}
+    for round_ in range(ROUNDS + 1):
+        for way, run in calls.items():
+            before, began = launched(), thread_time()
+            for _ in range(CALLS):
+                run()
+            if round_:
+                times[way].append((thread_time() - began) / CALLS)
+            elif ("alone" in way) != (launched() == before):
+                raise RuntimeError(f"{way}: {launched() - before} launches were counted")
     return times
 
 
 def rows():
     for name, stubbed in (("cuda", cuda_without_launches), ("triton", triton_without_launches)):
         with torch.no_grad(), stubbed() as (backend, launched):
-            for way, run in ways(backend).items():
-                before = launched()
-                times = measured(run)
-                made = launched() - before
-                if ("alone" in way) != (made == 0):
-                    raise RuntimeError(f"{name}, {way}: {made} launches were counted")
+            for way, times in measured(ways(backend), launched).items():
                 low, middle, high = (value * 1e6 for value in statistics.quantiles(times, n=4))
                 yield {
                     "backend": name,

@@ -110,6 +110,32 @@ class Site {
   SteerArgs args_;
 };
 
+// A norm of a model: all that stays the same from call to call.
+class Norm {
+ public:
+  Norm(int dtype, std::int64_t dim, std::int64_t item, std::uintptr_t weight, int weight_dtype, float eps,
+       float weight_offset, int device)
+      : dtype_(static_cast<Dtype>(dtype)),
+        row_bytes_(dim * item),
+        device_(device),
+        args_(norming({}, {}, 1, dim, weight, weight_dtype, eps, weight_offset)) {}
+
+  // Contiguous rows at `x`; `out` takes the normalised ones.
+  void run(std::uintptr_t x, std::uintptr_t out, std::int64_t count, std::uintptr_t stream) const {
+    NormArgs args = args_;
+    args.count = rows(count);
+    args.x = view(x, 1, row_bytes_, 0);
+    args.out = view(out, 1, row_bytes_, 0);
+    rms_norm(dtype_, args, {device_, stream});
+  }
+
+ private:
+  Dtype dtype_;
+  std::int64_t row_bytes_;
+  int device_;
+  NormArgs args_;
+};
+
 }  // namespace
 
 PYBIND11_MODULE(EMOSTEER_MODULE, m) {
@@ -144,6 +170,10 @@ PYBIND11_MODULE(EMOSTEER_MODULE, m) {
       .def(py::init<int, std::int64_t, std::int64_t, std::uintptr_t, std::int64_t, const Table&, double, std::uintptr_t,
                     int, float, float, int>())
       .def("run", &Site::run);
+
+  py::class_<Norm>(m, "Norm", py::module_local())
+      .def(py::init<int, std::int64_t, std::int64_t, std::uintptr_t, int, float, float, int>())
+      .def("run", &Norm::run);
 
   // Contiguous rows, in place: what decoding calls, kept to few arguments.
   m.def("steer_rows", [](int dtype, std::uintptr_t x, std::int64_t count, std::int64_t dim, std::int64_t row_bytes,

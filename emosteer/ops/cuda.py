@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import backends, cuda_module, sites
 from .moment_tensors import MomentTensors
-from .sites import Bound, BoundSteer, Site, SteerSite
+from .sites import Bound, BoundNorm, BoundSteer, NormSite, Site, SteerSite
 from .strides import collapsed
 from .table import SteerTable
 
@@ -202,6 +202,24 @@ def bind_steer(site: SteerSite, dtype: torch.dtype) -> BoundSteer:
     return bound
 
 
+def bind_norm(site: NormSite, dtype: torch.dtype) -> BoundNorm:
+    """`rms_norm` of contiguous rows of a dtype, all but the rows kept in C++."""
+    weight, dim = site.weight, len(site.weight)
+    if limit(1, dim):
+        return sites.bind_norm(_rest(), site, dtype)
+    stream, place = _stream_of(weight.device)
+    norm = weight.data_ptr(), _CODE[weight.dtype], site.eps, site.weight_offset
+    run = _module(weight).Norm(_CODE[dtype], dim, dtype.itemsize, *norm, place).run
+    empty_like = torch.empty_like
+
+    def bound(x: Tensor) -> Tensor:
+        normed = empty_like(x)
+        run(x.data_ptr(), normed.data_ptr(), x.numel() // dim, stream(place))
+        return normed
+
+    return bound
+
+
 def _kept(
     site: Site | SteerSite,
     dtype: torch.dtype,
@@ -211,9 +229,8 @@ def _kept(
     weight_offset: float = 0.0,
 ) -> tuple[Callable[..., None], Callable[[int], int], int]:
     """`run(x, normed, rows, token_row, stream)` by addresses, what gives a stream's, and the device's number."""
-    directions, device = site.directions, site.directions.device
-    place = device.index if device.type == "cuda" else 0
-    stream = torch._C._cuda_getCurrentRawStream if device.type == "cuda" else lambda _device: 0
+    directions = site.directions
+    stream, place = _stream_of(directions.device)
     kept = _module(directions).Site(
         _CODE[dtype],
         directions.shape[1],
@@ -229,6 +246,13 @@ def _kept(
         place,
     )
     return kept.run, stream, place
+
+
+def _stream_of(device: torch.device) -> tuple[Callable[[int], int], int]:
+    """What gives the address of a device's current stream, and the device's number for it; as `_place`."""
+    if device.type != "cuda":
+        return lambda _device: 0, 0
+    return torch._C._cuda_getCurrentRawStream, device.index
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, weight_offset: float) -> Tensor:

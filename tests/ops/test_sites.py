@@ -121,8 +121,8 @@ def test_one_launch_a_call_and_nothing_else():
     weight, directions, table = made()
     with host.installed() as module, ops.backend("cuda"):
         site, x = Site(weight, directions, table), rows(3, 96)
-        output = SteerSite(directions, table)
-        site(x), output(x)
+        output, norm = SteerSite(directions, table), NormSite(weight)
+        site(x), output(x), norm(x)
         counts = ctypes.c_int64.in_dll(ctypes.CDLL(module.__file__), "host_counts_only")
         counts.value = 1
         try:
@@ -134,10 +134,10 @@ def test_one_launch_a_call_and_nothing_else():
             plain, SteerTable.columns = SteerTable.columns, counted
             try:
                 for _ in range(10):
-                    site(x), output(x)
+                    site(x), output(x), norm(x)
             finally:
                 SteerTable.columns = plain
-            assert (counts.value - 1, looked.calls) == (20, 0)
+            assert (counts.value - 1, looked.calls) == (30, 0)
         finally:
             counts.value = 0
 
