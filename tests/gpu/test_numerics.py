@@ -80,6 +80,35 @@ def test_steer_rms_norm(backend, device, dtype, dim, with_residual):
     assert torch.equal(normed, ops.rms_norm(stream, weight.to(device)))
 
 
+@pytest.mark.parametrize("dim", WIDTHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("slots", [1, 20])
+def test_bound_places(backend, device, dtype, dim, slots):
+    """Other rows in each call, of a few sizes, some not aligned: the bits of the operations, and no others' rows."""
+    weight, directions = rows(1, dim, dtype, seed=5)[0].to(device), unit(4, dim).to(device)
+    table = SteerTable.empty(6, slots)
+    table.direction[:, 0], table.strength[:, 0] = torch.arange(6) % 4, 0.5
+    table = table.to(device)
+    site, output, norm = (
+        ops.Site(weight, directions, table),
+        ops.SteerSite(directions, table),
+        ops.NormSite(weight),
+    )
+    kept = []
+    for n, seed, shift in ((6, 1, 0), (6, 2, 0), (12, 3, 0), (6, 4, 1), (6, 5, 0)):
+        x = rows(n, dim, dtype, seed=seed).to(device)
+        placed = torch.empty(x.numel() + shift, dtype=dtype, device=device)[shift:].view(n, dim)
+        for row in (None, torch.arange(n, dtype=torch.int32, device=device) % 7 - 1):
+            want, stream = ops.steer_rms_norm_(x.clone(), weight, directions, table, row)
+            mine = placed.copy_(x) if shift else x.clone()
+            assert torch.equal(site(mine, row), want)
+            assert torch.equal(mine, stream)
+            assert torch.equal(output(placed.copy_(x), row), stream)
+            assert torch.equal(norm(placed.copy_(x)), ops.rms_norm(x, weight))
+        kept.append((mine, mine.clone()))
+    assert all(torch.equal(now, then) for now, then in kept)
+
+
 @pytest.mark.parametrize(("n", "dim"), [(1, 4096), (33, 577), (3000, 512 if STUBBED else 4096)])
 @pytest.mark.parametrize("k", [1, 171])
 @pytest.mark.parametrize("dtype", DTYPES)

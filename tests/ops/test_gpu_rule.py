@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from emosteer.ops import backends, gpu, reference
+from emosteer.ops import SteerTable, backends, gpu, reference, sites
 from emosteer.ops.extremes import fold_
 
 from . import host
@@ -55,6 +55,35 @@ def test_what_cuda_cannot_take(built):
     assert gpu.choose("steer", 1, 4096, slots=33) == "reference"
     assert gpu.choose("steer", 1, 8193) == "reference"
     assert gpu.choose("moments", 1, 64) == "reference"
+
+
+def test_bound_places_by_size(monkeypatch):
+    """CUDA's for few elements and Triton's for many, each bound once, rows as they come."""
+    called = []
+
+    def bound(kind):
+        def bind(run, site, dtype):
+            called.append((kind, run.__name__.split(".")[-1], "bound"))
+            return lambda x, *row: called.append((kind, run.__name__.split(".")[-1], len(x), len(row)))
+
+        return bind
+
+    for kind in ("bind", "bind_steer", "bind_norm"):
+        monkeypatch.setattr(sites, kind, bound(kind))
+    monkeypatch.setattr(backends, "unavailable", lambda name: None)
+    monkeypatch.setattr(gpu, "LAUNCH_BOUND_ELEMENTS", 128)
+    weight, directions, table = torch.ones(64), unit(3, 64), SteerTable.empty(1)
+    for kind, site, more in (
+        ("bind", sites.Site(weight, directions, table), (None,)),
+        ("bind_steer", sites.SteerSite(directions, table), (None,)),
+        ("bind_norm", sites.NormSite(weight), ()),
+    ):
+        called.clear()
+        run = getattr(gpu, kind)(site, torch.float32)
+        run(rows(2, 64), *more)
+        run(rows(3, 64), *more)
+        ready = [(kind, name, "bound") for name in ("cuda", "triton")]
+        assert called == [*ready, (kind, "cuda", 2, len(more)), (kind, "triton", 3, len(more))]
 
 
 def test_extremes_without_triton(built):
