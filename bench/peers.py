@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 
 import numpy as np
@@ -14,10 +14,14 @@ from emosteer.models.blocks import find_decoder
 Enter = Callable[[], AbstractContextManager]
 
 
-def plain_hook(model, bank: es.Bank, rows: int, strength: float) -> ExitStack:
+def plain_hook(
+    model, bank: es.Bank, rows: int, strength: float, layers: Sequence[int] | None = None
+) -> ExitStack:
     """The usual way: one forward hook a block, in plain torch; a vector a row, norm kept."""
     stack = ExitStack()
     for layer, block in enumerate(find_decoder(model).blocks):
+        if layers is not None and layer not in layers:
+            continue
         pushed = bank.directions[layer][torch.arange(rows) % len(bank)] * (strength * bank.scale[layer])
 
         def hook(module, args, output, pushed=pushed):
@@ -30,20 +34,22 @@ def plain_hook(model, bank: es.Bank, rows: int, strength: float) -> ExitStack:
     return stack
 
 
-def repeng(model, bank: es.Bank, rows: int, strength: float) -> ExitStack:
+def repeng(
+    model, bank: es.Bank, rows: int, strength: float, layers: Sequence[int] | None = None
+) -> ExitStack:
     """repeng's ControlModel with normalize=True; a vector a row through its raw control."""
     np.float_ = np.float64  # noqa: NPY201 -- an annotation of repeng's names it; NumPy 2 has it no more
     from repeng import ControlModel
 
-    depth = find_decoder(model).depth
+    layers = range(find_decoder(model).depth) if layers is None else layers
     stack = ExitStack()
-    wrapped = ControlModel(model, list(range(depth)))
+    wrapped = ControlModel(model, list(layers))
     stack.callback(wrapped.unwrap)
     control = {
         layer: (bank.directions[layer][torch.arange(rows) % len(bank)] * (strength * bank.scale[layer]))[
             :, None
         ].to(model.dtype)
-        for layer in range(depth)
+        for layer in layers
     }
     wrapped.set_raw_control(control, normalize=True)
     return stack

@@ -32,16 +32,18 @@ LIBRARIES = ("repeng", "steering-vectors", "dialz", "lm-eval", "pyvene", "saklas
 
 
 class Sides:
-    """Each library's own way of steering all blocks of a model by one vector a block."""
+    """Each library's own way of steering blocks of a model, all or those of `layers`, by one vector a block."""
 
-    def __init__(self, model, tokenizer, folder: str, libraries: Sequence[str]) -> None:
+    def __init__(
+        self, model, tokenizer, folder: str, libraries: Sequence[str], layers: Sequence[int] | None = None
+    ) -> None:
         self.model, self.tokenizer, self.folder, self.libraries = model, tokenizer, folder, libraries
         decoder = find_decoder(model)
         generator = torch.Generator().manual_seed(0)
         self.depth, self.dim = decoder.depth, decoder.dim
         self.vectors = {
             layer: (torch.randn(self.dim, generator=generator) * STRENGTH / self.dim**0.5).to(model.dtype)
-            for layer in range(self.depth)
+            for layer in (range(self.depth) if layers is None else layers)
         }
 
     @contextmanager

@@ -17,6 +17,8 @@ from typing import Any
 
 RESULTS = Path(__file__).resolve().parent.parent / "bench" / "results"
 PREDICTED = "predicted"
+# Cases of a picture beside each other.
+MOST_ACROSS = 4
 
 Line = dict[str, str]
 
@@ -90,16 +92,24 @@ def bars(found: Measurements, against: str = "unsteered") -> bytes:
     if not cases:
         raise ValueError(f"bench/results/{found.name}.csv has nothing measured against {against!r}")
     most = max(len(lines) for lines in cases.values())
+    across = min(len(cases), MOST_ACROSS)
+    down = math.ceil(len(cases) / across)
     settings = {"svg.hashsalt": found.name, "svg.fonttype": "path", "font.size": 8}
     with rc_context(settings):  # the same file from the same numbers, and no font is asked for
-        figure = Figure(figsize=(3.1 * len(cases) + 1.6, 0.24 * most + 1.1), layout="constrained")
-        axes = figure.subplots(1, len(cases), sharex=True, squeeze=False)[0]
+        size = 3.1 * across + 1.6, (0.24 * most + 0.5) * down + 0.6
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(down, across, sharex=True, squeeze=False).flat
+        for axis in axes[len(cases) :]:
+            axis.remove()
+        to_the_left: list[str] | None = None
         for axis, (case, lines) in zip(axes, cases.items()):
             for k, line in enumerate(lines):
                 _bar(axis, k, line)
             sides = [line["side"] for line in lines]
-            repeated = axis is not axes[0] and sides == [line["side"] for line in next(iter(cases.values()))]
-            axis.set_yticks(range(len(lines)), [] if repeated else sides)
+            if axis.get_subplotspec().is_first_col():
+                to_the_left = None
+            axis.set_yticks(range(len(lines)), [] if sides == to_the_left else sides)
+            to_the_left = sides
             axis.set(title=case, ylim=(len(lines) - 0.4, -0.6))
             axis.axvline(1, color="0.2", linewidth=0.8)
             axis.spines[["top", "right"]].set_visible(False)
