@@ -79,6 +79,8 @@ def running(model, steered: AbstractContextManager) -> Iterator[Callable]:
 def measure(model, bank: es.Bank, sides: Sides, name: str, rounds: int) -> list[Result]:
     rows = CASES[name][1]
     step, ways = workload(model, rows, 0), entered(model, bank, sides, name)
+    if len(ways) == 1:
+        return []
     times: dict[str, list[float]] = {side: [] for side in ways}
     for turn in range(rounds + 1):
         for side, enter in (

@@ -143,10 +143,12 @@ def _number(text: str) -> float | None:
 
 # Picture → the CSV that it is drawn from.
 PICTURES = {
+    "headline_float32.svg": "headline_float32",
     "steering_float32.svg": "steering_float32",
     "steering_bfloat16.svg": "steering_bfloat16",
     "steering_peers_float32.svg": "steering_peers_float32",
     "peers_steering_float32.svg": "peers_steering_float32",
+    "compiled_float32.svg": "compiled_float32",
 }
 
 

@@ -38,7 +38,7 @@ COMMANDS = "reference/commands.md"
 KEPT = "files"
 
 _LINK = re.compile(r"(\]\()(?!\w+:|#)([^)#\s]+)")
-_FILL = re.compile(r"^<!-- (table|ratios|bars) (\w+)(?: (.+?))? -->$", re.M)
+_FILL = re.compile(r"^<!-- (table|ratios|bars) ([\w-]+)(?: (.+?))? -->$", re.M)
 
 
 def on_files(files: Files, config: Any) -> Files:
