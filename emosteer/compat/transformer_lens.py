@@ -35,6 +35,7 @@ def _norm(original: Callable, replaced: Replacements) -> Callable:
             and not torch.is_grad_enabled()
             and not torch.compiler.is_compiling()
             and x.stride(-1) == 1
+            and x.numel()
             and not _watched(self.hook_scale)
             and not _watched(self.hook_normalized)
         ):

@@ -54,6 +54,8 @@ def _forward(norm: RmsNorm, patches: Patches, _original: Callable) -> Callable:
             or type(x) is not Tensor
             or x.dtype is not weight.dtype
             or x.stride(-1) != 1
+            or x.device != weight.device
+            or not x.numel()
         ):
             return type(self).forward(self, x, *args, **kwargs)
         return backends.of(x.device).rms_norm(x, weight, eps, offset)
