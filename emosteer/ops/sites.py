@@ -66,7 +66,12 @@ class _Steering(_Place):
         if token_row is None:
             if (x.numel() // self._dim) % self._rows:
                 checks.table(self.table, x.numel() // self._dim, None, x)
-        elif token_row.dtype is not torch.int32 or token_row.numel() * self._dim != x.numel():
+        elif (
+            token_row.dtype is not torch.int32
+            or token_row.numel() * self._dim != x.numel()
+            or token_row.device != self._device
+            or not token_row.is_contiguous()
+        ):
             token_row = checks.index(token_row, "token_row", x.numel() // self._dim, x)
         return token_row
 

@@ -110,6 +110,10 @@ def test_what_is_wrong_is_said():
     for place in (site, output):
         with pytest.raises(ValueError, match="token_row has 2 entries"):
             place(rows(3, 96), torch.zeros(2, dtype=torch.int32))
+        apart = torch.tensor([[0, 9], [1, 9], [-1, 9]], dtype=torch.int32)[:, 0]
+        assert torch.equal(place(rows(3, 96), apart), place(rows(3, 96), apart.clone()))
+        with pytest.raises(ValueError, match="token_row is on meta"):
+            place(rows(3, 96), torch.zeros(3, dtype=torch.int32, device="meta"))
     long = torch.tensor([0, 1, -1])
     assert torch.equal(site(rows(3, 96), long), site(rows(3, 96), long.int()))
 
