@@ -332,6 +332,18 @@ def test_no_cluster_at_an_address(monkeypatch, address, kind, error):
         pass
 
 
+def test_nobody_elses_cluster_is_joined(cluster, monkeypatch):
+    """Without an address a sweep has a cluster of its own, whoever else has started one on this machine."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    code = (
+        "from emosteer.sweep.engines.ray.cluster import connected\n"
+        "with connected(None) as ray: print(ray.get_runtime_context().gcs_address)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split()[-1] != cluster.address
+
+
 def test_a_worker_that_cannot_begin(cluster, tmp_path):
     """Its reason is the run's."""
     one = sweep()

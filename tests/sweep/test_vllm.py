@@ -188,8 +188,6 @@ def test_a_killed_engine_loses_nothing_that_was_reported(sweep, tmp_path, monkey
     assert {key: wanted[key] for key in done} == done
 
 
-# Once, beside the tests of Ray in another process, sixteen workers that were to replace the killed one never started.
-@pytest.mark.skipif(os.environ.get("EMOSTEER_VLLM_RAY") != "1", reason="EMOSTEER_VLLM_RAY=1 runs it, alone")
 @pytest.mark.usefixtures("_without_compilers")
 def test_a_vllm_in_a_worker_of_ray(sweep, tmp_path, monkeypatch):
     """The worker is killed, and its engine ends with it; another takes their place, and ends both when it is done."""

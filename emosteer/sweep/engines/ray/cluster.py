@@ -50,7 +50,8 @@ def connected(address: str | None) -> Iterator[Any]:
     if there:
         _reach(there)
     try:
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, configure_logging=False)
+        # Left to itself Ray joins the last cluster that anybody has started on this machine.
+        ray.init(address=there or "local", include_dashboard=False, log_to_driver=False, configure_logging=False)
     except ValueError as error:
         raise ValueError(
             f'address must be "auto", host:port or ray://host:port, got {there!r}: {error}'
