@@ -51,7 +51,9 @@ def connected(address: str | None) -> Iterator[Any]:
         _reach(there)
     try:
         # Left to itself Ray joins the last cluster that anybody has started on this machine.
-        ray.init(address=there or "local", include_dashboard=False, log_to_driver=False, configure_logging=False)
+        ray.init(
+            address=there or "local", include_dashboard=False, log_to_driver=False, configure_logging=False
+        )
     except ValueError as error:
         raise ValueError(
             f'address must be "auto", host:port or ray://host:port, got {there!r}: {error}'
