@@ -10,9 +10,7 @@ transformers, measures that one alone into headline_transformer-lens_<dtype>.csv
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -20,7 +18,7 @@ from functools import partial
 import torch
 from common import PACKAGES, Result, machine, save, summary
 from peers import plain_hook, repeng
-from peers_steering import Sides, installed, workload
+from peers_steering import Sides, installed, median_step, workload
 from steering import STRENGTH, random_bank
 
 import emosteer as es
@@ -87,14 +85,9 @@ def measure(model, bank: es.Bank, sides: Sides, name: str, rounds: int) -> list[
             list(ways.items()) if turn % 2 else reversed(ways.items())
         ):  # so that drift cancels
             with enter() as run:
-                step(run)
-                seconds = []
-                for _ in range(REPEATS[rows]):
-                    start = time.perf_counter()
-                    step(run)
-                    seconds.append(time.perf_counter() - start)
+                seconds = median_step(step, run, REPEATS[rows])
                 if turn:
-                    times[side].append(statistics.median(seconds))
+                    times[side].append(seconds)
     return [Result(name, side, "unsteered", times[side], times["unsteered"]) for side in ways]
 
 

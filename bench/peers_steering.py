@@ -239,6 +239,17 @@ def workload(model, batch: int, length: int) -> Callable[[Callable], None]:
     return step
 
 
+def median_step(step: Callable[[Callable], None], run: Callable, repeats: int) -> float:
+    """Seconds of a step of what was just entered, once it has run."""
+    step(run)
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        step(run)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
 def measure(model, sides: Sides, name: str, rounds: int) -> list[Result]:
     step = workload(model, *SHAPES[name])
     entered = {"unsteered": (None, lambda: nullcontext(model))}
@@ -250,14 +261,9 @@ def measure(model, sides: Sides, name: str, rounds: int) -> list[Result]:
         order = list(entered.items())
         for side, (library, enter) in order if turn % 2 else reversed(order):  # so that drift cancels
             with es.accelerate(library) if library else nullcontext(), enter() as run:
-                step(run)
-                seconds = []
-                for _ in range(REPEATS[name]):
-                    start = time.perf_counter()
-                    step(run)
-                    seconds.append(time.perf_counter() - start)
+                seconds = median_step(step, run, REPEATS[name])
                 if turn:
-                    times[side].append(statistics.median(seconds))
+                    times[side].append(seconds)
     results = [Result(name, "unsteered", "", times["unsteered"], [])]
     for label in sides.all():
         fast = f"{label} accelerated"
