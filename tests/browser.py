@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from .patience import PATIENCE
+
 _FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -24,7 +26,7 @@ def _run(page: Path, fragment: str, folder: Path, *flags: str) -> str:
     if browser is None:
         pytest.skip("no Chromium here: make browser (Debian: apt-get install chromium)")
     command = [browser, *_FLAGS, f"--user-data-dir={folder / 'profile'}", *flags, f"file://{page}{fragment}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 

@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 import emosteer as es
 
+from .patience import PATIENCE
 from .test_extraction import NEUTRAL, STORIES
 
 ROOT = Path(__file__).parent.parent
@@ -74,7 +75,7 @@ def test_two_processes(tiny_llama, tmp_path):
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (es.Bank.load(tmp_path / f"rank{rank}.safetensors") for rank in (0, 1))

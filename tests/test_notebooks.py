@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from .patience import PATIENCE
+
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "examples").glob("*.ipynb"))
 
 
@@ -27,7 +29,7 @@ def test_it_runs(path, tmp_path, smollm2):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
     book = nbformat.read(path, as_version=4)
-    nbclient.NotebookClient(book, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbclient.NotebookClient(book, timeout=PATIENCE, resources={"metadata": {"path": str(tmp_path)}}).execute()
     said = "".join(output.get("text", "") for cell in book.cells for output in cell.get("outputs", []))
     expected = {
         "emotions_in_ten_minutes": ("standard deviations", "coherent", "alarms without a cap"),

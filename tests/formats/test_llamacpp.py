@@ -16,6 +16,8 @@ import torch
 import emosteer as es
 from emosteer.bank import Bank
 
+from ..patience import PATIENCE
+
 HERE = Path(__file__).parent / "llamacpp"
 PYTHON = os.environ.get("EMOSTEER_LLAMACPP")
 
@@ -38,7 +40,7 @@ def llama_cpp(tmp_path_factory):
         path = folder / "job.json"
         path.write_text(json.dumps(job))
         command = [PYTHON, HERE / "steer.py", loader, path]
-        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1]), done.stderr
 

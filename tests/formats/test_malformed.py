@@ -20,6 +20,7 @@ from emosteer import formats
 from emosteer.bank import Bank
 from emosteer.formats import gguf_container
 
+from ..patience import PATIENCE
 from .banks import SUFFIX, full
 
 V = torch.tensor([3.0, 4.0])
@@ -431,7 +432,7 @@ def test_hostile_files_take_no_memory(tmp_path):
             )
     assert resource.getrlimit(resource.RLIMIT_AS)[1] == resource.RLIM_INFINITY
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, tmp_path], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", CHILD, tmp_path], capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.stdout == "refused\n", done.stderr[-2000:]
     assert formats.MODULES

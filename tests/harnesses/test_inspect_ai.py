@@ -27,6 +27,8 @@ from emosteer.harnesses.inspect_ai.provider import SteeredAPI
 from emosteer.harnesses.inspect_ai.requests import Answer, Request
 from emosteer.sweep.plan import Generation
 
+from ..patience import PATIENCE
+
 QUESTIONS = ("hello there", "he", "What now, my old friend? Tell me of the sea, ", "I am so")
 WORDS = ("calm +0.4", "angry -0.3; calm <= 0", None)
 PROGRAMS = (es.add("calm", 0.4), es.add("angry", -0.3) + es.cap("calm", 0.0), es.programs.Program())
@@ -226,7 +228,7 @@ def test_a_cancelled_request_takes_nobody_along():
     def run(some):
         ran.append([request.seed for request in some])
         started.set()
-        assert go_on.wait(20)
+        assert go_on.wait(PATIENCE)
         for request in some:
             request.answer = Answer("", 0, False)
 

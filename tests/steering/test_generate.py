@@ -8,6 +8,7 @@ import transformers
 
 import emosteer as es
 
+from ..patience import PATIENCE
 from .conftest import padded, streams
 
 POSITIONS = ["all", "prompt", "generated", slice(2, 9), slice(-1, None), slice(0, None, 2)]
@@ -198,7 +199,7 @@ def test_streamers_and_stopping(model, bank, tiny_llama, prompts):
         def __call__(self, ids, scores, **kwargs):
             return torch.full((len(ids),), ids.shape[1] >= len(prompts[0]) + 3, dtype=torch.bool)
 
-    streamer = TextIteratorStreamer(tiny_llama[1], skip_prompt=True, timeout=30)
+    streamer = TextIteratorStreamer(tiny_llama[1], skip_prompt=True, timeout=PATIENCE)
     with es.steer(model, bank, "calm", 0.3, layers="all"):
         expected = generate(model, padded(prompts[:1]))
         text = generate(

@@ -11,6 +11,7 @@ import torch
 
 import emosteer as es
 
+from ..patience import PATIENCE
 from .against_reference import assert_as_the_reference
 from .conftest import padded, random_bank
 from .tensor_parallel import outcome
@@ -89,7 +90,7 @@ def test_tensor_parallel(architecture, tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     for rank in range(2):

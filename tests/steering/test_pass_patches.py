@@ -10,6 +10,8 @@ import torch
 import emosteer as es
 from emosteer.models.forwards import NormForward
 
+from ..patience import PATIENCE
+
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
 
 
@@ -111,7 +113,7 @@ def test_passes_of_two_threads_overlap(model, bank):
     def hold(*_):
         if getattr(held, "here", False):
             middle.set()
-            assert go_on.wait(30)
+            assert go_on.wait(PATIENCE)
 
     found = {}
     with es.steer(model, bank, ["calm"], 0.3, layers="all"):
@@ -124,7 +126,7 @@ def test_passes_of_two_threads_overlap(model, bank):
 
         thread = threading.Thread(target=slow)
         thread.start()
-        assert middle.wait(30)
+        assert middle.wait(PATIENCE)
         found["quick"] = logits(model)
         inside = replaced(model)
         go_on.set()

@@ -14,6 +14,7 @@ from torch import nn
 
 import emosteer as es
 
+from ..patience import PATIENCE
 from .conftest import padded, random_bank, streams
 
 IDS, MASK = padded([[5, 6, 7, 8], [9, 10]])
@@ -100,7 +101,7 @@ def test_a_spawned_process_gets_a_plain_model(model, bank, tmp_path):
     )
     path = tmp_path / "logits.pt"
     subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "model.pickle"), str(path)], check=True, timeout=400
+        [sys.executable, "-c", code, str(tmp_path / "model.pickle"), str(path)], check=True, timeout=PATIENCE
     )
     torch.testing.assert_close(torch.load(path, weights_only=True), clean, rtol=1e-5, atol=1e-5)
 
@@ -332,7 +333,7 @@ def test_leaving_while_another_thread_generates_is_told(model, bank):
 
     def wait(ids, scores):
         started.set()
-        go_on.wait(30)
+        go_on.wait(PATIENCE)
         return scores
 
     def generate():
@@ -343,7 +344,7 @@ def test_leaving_while_another_thread_generates_is_told(model, bank):
     thread = threading.Thread(target=generate)
     steering = es.steer(model, bank, "calm", 0.3).attach()
     thread.start()
-    assert started.wait(30)
+    assert started.wait(PATIENCE)
     with pytest.raises(RuntimeError, match="another thread still generates"):
         steering.detach()
     go_on.set()

@@ -10,6 +10,7 @@ import pytest
 
 import emosteer as es
 
+from ..patience import PATIENCE
 from . import victim
 
 pytestmark = pytest.mark.xdist_group("kills")
@@ -81,7 +82,7 @@ def test_full_disk(processes, tmp_path):
     folder, log = tmp_path / "full", tmp_path / "log"
     process = processes.Process(target=victim.run_on_a_small_disk, args=(folder, log, 9000))
     process.start()
-    process.join(120)
+    process.join(PATIENCE)
     assert process.exitcode == 0
     said = log.read_text()
     assert said.startswith("FolderError")
@@ -101,7 +102,7 @@ def test_two_runners(processes, tmp_path):
     first = processes.Process(target=victim.run, args=(folder, log, True))
     first.start()
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE
         while not log.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         refused = rf"is being run by process {first.pid} on .* since .*another folder"
@@ -122,7 +123,7 @@ def test_memory_runs_out(processes, tmp_path):
     folder, log = tmp_path / "little", tmp_path / "log"
     process = processes.Process(target=victim.run_with_little_memory, args=(folder, log, 64 << 20))
     process.start()
-    process.join(120)
+    process.join(PATIENCE)
     process.kill()  # does nothing where it has ended
     process.join()
     assert process.exitcode == 0

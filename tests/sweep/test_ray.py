@@ -26,6 +26,7 @@ from emosteer.sweep.engines.ray.worker import Broken, Worker
 from emosteer.sweep.engines.vllm.server import Ended
 from emosteer.sweep.engines.work import Work
 
+from ..patience import PATIENCE
 from . import victim
 
 pytestmark = pytest.mark.xdist_group("ray")
@@ -277,7 +278,7 @@ def test_the_commands(cluster, tmp_path):
         [*COMMAND, "run", tmp_path / "sweep.yaml", folder, *given],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=PATIENCE,
     )
     assert first.returncode == 0, first.stderr
     assert_same(folder, local)

@@ -16,6 +16,7 @@ import pytest
 import emosteer as es
 from emosteer.vllm import params, readings
 
+from ..patience import PATIENCE
 from .conftest import ENVIRONMENT
 from .test_readings import CONCEPTS, LAYERS, streams_of
 from .test_requests import BAD
@@ -49,7 +50,7 @@ def running(bank_file, tmp_path_factory, unused_port):
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
     base = f"http://127.0.0.1:{unused_port}"
     try:
-        until = time.monotonic() + 240
+        until = time.monotonic() + PATIENCE
         while True:
             try:
                 urllib.request.urlopen(f"{base}/health", timeout=5).close()
@@ -61,7 +62,7 @@ def running(bank_file, tmp_path_factory, unused_port):
         yield base, process
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def wanted(model, bank):
 
 def test_many_clients_at_once(server, wanted):
     """Each answer is that of its program, streamed or not; each bad program a 400 in words, before anything streams."""
-    client = openai.AsyncOpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0, timeout=240)
+    client = openai.AsyncOpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0, timeout=PATIENCE)
     usual = dict(model="smollm2", prompt=PROMPT, max_tokens=LENGTH, temperature=0.0)
 
     async def good(program, stream):
@@ -124,7 +125,7 @@ def test_many_clients_at_once(server, wanted):
 
 
 def test_chat_and_responses_take_programs_too(server):
-    client = openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0, timeout=240)
+    client = openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0, timeout=PATIENCE)
     messages = [{"role": "user", "content": "How are you?"}]
     chat = dict(model="smollm2", messages=messages, max_tokens=8, temperature=0.0)
     plain, steered = (
@@ -150,7 +151,7 @@ def test_chat_and_responses_take_programs_too(server):
 
 
 def test_beam_search_is_refused(server):
-    client = openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0, timeout=240)
+    client = openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0, timeout=PATIENCE)
     with pytest.raises(openai.BadRequestError, match="beam search cannot be steered"):
         client.completions.create(
             model="smollm2", prompt=PROMPT, max_tokens=4,
@@ -163,7 +164,7 @@ def test_beam_search_is_refused(server):
 
 
 def test_the_banks_are_listed(server, bank):
-    with urllib.request.urlopen(f"{server}/v1/emosteer/banks", timeout=30) as answer:
+    with urllib.request.urlopen(f"{server}/v1/emosteer/banks", timeout=PATIENCE) as answer:
         found = json.load(answer)
     assert found["banks"]["random"]["concepts"] == list(bank.names)
     assert found["layers"] == list(range(30))
@@ -173,7 +174,7 @@ def test_the_banks_are_listed(server, bank):
 
 def test_readings_come_with_the_answer(server, model, bank):
     """Those of transformers, of a completion and of a chat; alarms end a request, streamed or not."""
-    client = openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0, timeout=240)
+    client = openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0, timeout=PATIENCE)
     loaded, tok = model
     usual = dict(model="smollm2", prompt=PROMPT, max_tokens=LENGTH, temperature=0.0)
     reading = dict(read=CONCEPTS, read_layers=LAYERS, read_unit="projection")
@@ -219,7 +220,7 @@ def test_an_engine_that_is_killed_is_told_at_once(running):
     """The last test of this server: who waits is answered, and the server ends."""
     psutil = pytest.importorskip("psutil")
     base, process = running
-    client = openai.OpenAI(base_url=f"{base}/v1", api_key="none", max_retries=0, timeout=240)
+    client = openai.OpenAI(base_url=f"{base}/v1", api_key="none", max_retries=0, timeout=PATIENCE)
     children = psutil.Process(process.pid).children(recursive=True)
     (engine,) = [one for one in children if "EngineCore" in " ".join(one.cmdline())]
     stream = client.completions.create(
@@ -233,4 +234,4 @@ def test_an_engine_that_is_killed_is_told_at_once(running):
         for _ in stream:
             pass
     assert time.monotonic() - start < 30
-    process.wait(60)
+    process.wait(PATIENCE)

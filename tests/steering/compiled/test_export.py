@@ -10,6 +10,7 @@ import torch
 
 import emosteer as es
 
+from ...patience import PATIENCE
 from ..conftest import padded
 
 ROOT = Path(__file__).parents[3]
@@ -48,7 +49,9 @@ def exported(model, bank, tmp_path, request):
 
 def test_run_without_emosteer(exported, tmp_path):
     _, expected = exported
-    subprocess.run([sys.executable, "-c", RUN, str(tmp_path), *PROGRAMS], check=True, timeout=400, cwd="/")
+    subprocess.run(
+        [sys.executable, "-c", RUN, str(tmp_path), *PROGRAMS], check=True, timeout=PATIENCE, cwd="/"
+    )
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     for name, logits_of in expected.items():
         torch.testing.assert_close(found[name], logits_of, rtol=1e-4, atol=1e-4)
