@@ -7,7 +7,10 @@ import pytest
 
 from .patience import PATIENCE
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "examples").glob("*.ipynb"))
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
+# All stories of ten emotions, and a few of them.
+WHOLE, FEW = "es.emotions.corpus().only(words)", "__import__('tests.stories').stories.few_stories(words)"
 
 
 def test_there_are_two():
@@ -25,10 +28,11 @@ def test_no_outputs_are_kept(path):
 @pytest.mark.model
 @pytest.mark.full
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_runs(path, tmp_path, smollm2):
+def test_it_runs(path, tmp_path, smollm2, monkeypatch):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
-    book = nbformat.read(path, as_version=4)
+    book = nbformat.reads(path.read_text(encoding="utf-8").replace(WHOLE, FEW), as_version=4)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # of the notebook's process
     nbclient.NotebookClient(book, timeout=PATIENCE, resources={"metadata": {"path": str(tmp_path)}}).execute()
     said = "".join(output.get("text", "") for cell in book.cells for output in cell.get("outputs", []))
     expected = {

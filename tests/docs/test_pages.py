@@ -5,15 +5,18 @@ page does not make itself is there before: a model, its tokenizer, a bank of a f
 what `es.emotions` gives, so that a page that extracts all of them takes seconds.
 """
 
+import copy
 import functools
 import importlib.util
 import inspect
+import os
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 import emosteer as es
 from tests.stories import few_stories
@@ -31,6 +34,10 @@ OF_A_CLUSTER = {
     '"vllm", tensor_parallel_size': "tests/sweep/test_vllm.py",
     "from vllm import LLM": "tests/vllm/test_requests.py",
 }
+# Pages that have a compiler or `torch.export` trace the model: its first blocks do.
+TRACED, DEPTH = ("compile.md", "recipes/export.md"), 4
+# What is said to a reader, and what is run instead.
+SHORTER = {"sweeps.md": ('"max_new_tokens": 30', '"max_new_tokens": 4')}
 # Pages that every change runs; the others are left to the level `rest`.
 QUICK = ("how.md", "formats.md", "integrating.md", "security.md")
 
@@ -56,8 +63,14 @@ def levelled(page):
 
 
 @pytest.fixture(scope="module")
-def few(smollm2):
-    return es.extract(*smollm2, few_stories(WORDS), layers="all", progress=False)
+def few(smollm2, tmp_path_factory):
+    """Extracted by one process of a run, for all."""
+    folder = tmp_path_factory.getbasetemp()
+    file = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "few.safetensors"
+    with FileLock(f"{file}.lock"):
+        if not file.exists():
+            es.extract(*smollm2, few_stories(WORDS), layers="all", progress=False).save(file)
+    return es.Bank.load(file)
 
 
 @pytest.fixture
@@ -96,6 +109,9 @@ def names(smollm2, few, tmp_path, monkeypatch):
 def test_python(page, names, monkeypatch):
     if page == "compile.md":  # two programs; Inductor's minutes are those of tests/steering/compiled
         monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    if page in TRACED:
+        names["model"], names["bank"] = _first_blocks(names["model"], names["bank"])
+        monkeypatch.setattr(es, "load", lambda _: (names["model"], names["tok"]), raising=False)
         names["inputs"] = names["tok"](["It was late and"] * 2, return_tensors="pt")
     if page in ELSEWHERE:
         pytest.importorskip(ELSEWHERE[page], reason=f"{ELSEWHERE[page]} is missing: make test-peers has it")
@@ -103,6 +119,8 @@ def test_python(page, names, monkeypatch):
         names.update(from_repeng())
     try:
         for number, block in enumerate(python_blocks(page)):
+            if page in SHORTER:
+                block = block.replace(*SHORTER[page])
             code = compile(block, f"{page}, block {number}", "exec")
             if not any(word in block for word in OF_A_CLUSTER):
                 exec(code, names)
@@ -110,6 +128,15 @@ def test_python(page, names, monkeypatch):
         if page == "accelerate.md":
             names["control"].unwrap()
             es.accelerate().undo()
+
+
+def _first_blocks(model, bank):
+    """A model of the first blocks, and the bank of these."""
+    cut = copy.deepcopy(model)
+    cut.model.layers = cut.model.layers[:DEPTH]
+    cut.config.num_hidden_layers = DEPTH
+    directions = {layer: bank.directions[layer] for layer in range(DEPTH)}
+    return cut, es.Bank(bank.names, directions, scale={layer: bank.scale[layer] for layer in directions})
 
 
 def _dataset(names):

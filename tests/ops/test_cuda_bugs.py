@@ -8,39 +8,56 @@ import pytest
 
 from .host import build
 
-BUGS = {
-    "a store one past the end": (
-        {"packets.cuh": ("if (at + i < dim) narrow(", "if (at + i <= dim) narrow(")},
-        "AssertionError: wrote be",
-    ),
-    "no barrier before shared memory is read": (
-        {"rows.cuh": ("    __syncthreads();\n", "")},
-        "worst excess nan",
-    ),
-    "sums that overwrite what others still read": (
-        {"rows.cuh": ("    turn ^= 1;\n", "")},
-        "for others that never come",  # warps that read other sums take other branches
-    ),
-    "a shuffle over half a warp": (
-        {"rows.cuh": ("value, distance);", "value, distance, kWarp / 2);")},
-        "worst excess",
-    ),
-    "a barrier of the warp that one lane skips": (
-        {"rows.cuh": ("    turn ^= 1;\n", "    turn ^= 1;\n    if (lane) __syncwarp();\n")},
-        "for others that never come",
-    ),
-    "a thread that returns before the barrier": (
-        {"norm.cuh": ("if (n >= args.count) return;", "if (n >= args.count || threadIdx.x == 40) return;")},
-        "has returned",
-    ),
+# All in one build, asleep.
+PLANTED = {
+    "packets.cuh": [
+        ("if (at + i < dim) narrow(", "if (at + i < dim + planted(1)) narrow("),
+        ("if (aligned && at + kCount <= dim)", "if ((aligned || planted(10)) && at + kCount <= dim)"),
+    ],
+    "rows.cuh": [
+        ("    __syncthreads();\n", "    if (!planted(2)) __syncthreads();\n"),
+        ("    turn ^= 1;\n", "    if (!planted(3)) turn ^= 1;\n    if (planted(5) && lane) __syncwarp();\n"),
+        ("value, distance);", "value, distance, planted(4) ? kWarp / 2 : kWarp);"),
+        ("cells + turn * warps * kWarp", "cells + (planted(9) ? 2 : turn) * warps * kWarp"),
+    ],
+    "norm.cuh": [
+        ("if (n >= args.count) return;", "if (n >= args.count || (planted(6) && threadIdx.x == 40)) return;")
+    ],
+    "program.cuh": [
+        (
+            "program.direction >= 0 && program.direction < n_directions",
+            "planted(7) || (program.direction >= 0 && program.direction < n_directions)",
+        ),
+        (
+            "if (row < 0 || row >= table.rows) return program;",
+            "if (!planted(8) && (row < 0 || row >= table.rows)) return program;",
+        ),
+    ],
 }
-
-
+BUGS = {
+    "a store one past the end": (1, "AssertionError: wrote be"),
+    "no barrier before shared memory is read": (2, "worst excess nan"),
+    # Warps that read other sums take other branches.
+    "sums that overwrite what others still read": (3, "for others that never come"),
+    "a shuffle over half a warp": (4, "worst excess"),
+    "a barrier of the warp that one lane skips": (5, "for others that never come"),
+    "a thread that returns before the barrier": (6, "has returned"),
+}
+SEEN = {
+    "direction": (7, "AddressSanitizer"),
+    "table row": (8, "AddressSanitizer"),
+    "shared memory": (9, "AddressSanitizer"),
+    "alignment": (10, "misaligned address"),
+}
 first, *others = BUGS
 
 
-def run(module, *, order=0, preload=()):
-    environment = os.environ | {"HOST_ORDER": str(order), "LD_PRELOAD": " ".join(preload)}
+def run(module, *, bug=0, order=0, preload=()):
+    environment = os.environ | {
+        "HOST_BUG": str(bug),
+        "HOST_ORDER": str(order),
+        "LD_PRELOAD": " ".join(preload),
+    }
     environment["ASAN_OPTIONS"] = "detect_leaks=0:detect_stack_use_after_return=0"
     command = [sys.executable, "-m", "tests.ops.host.checks", str(module)]
     return subprocess.run(command, env=environment, cwd=build.ROOT, capture_output=True, text=True)
@@ -48,9 +65,9 @@ def run(module, *, order=0, preload=()):
 
 @pytest.mark.parametrize("bug", [first, *(pytest.param(bug, marks=pytest.mark.full) for bug in others)])
 def test_planted(bug):
-    changes, symptom = BUGS[bug]
+    number, symptom = BUGS[bug]
     order = 7 if "overwrite" in bug else 0  # a race shows where threads run ahead of each other
-    done = run(build.built(flags=("-O1",), changes=changes), order=order)
+    done = run(build.built(flags=("-O1",), changes=PLANTED), bug=number, order=order)
     assert done.returncode == 1
     assert symptom in done.stderr
 
@@ -66,7 +83,7 @@ def test_any_order_of_threads_gives_the_same_bits():
 # ---- AddressSanitizer and UndefinedBehaviorSanitizer ------------------------------------------------
 
 
-def sanitized(changes=None, order=0):
+def sanitized(changes=None, bug=0, order=0):
     libraries = [
         subprocess.run(
             [*build._compiler(), f"-print-file-name={name}"], capture_output=True, text=True
@@ -77,7 +94,7 @@ def sanitized(changes=None, order=0):
         pytest.skip(
             f"the compiler has no {' and no '.join(missing)} (Debian, Ubuntu: apt-get install libgcc-12-dev)"
         )
-    return run(build.built(flags=build.SANITIZE, changes=changes), preload=libraries, order=order)
+    return run(build.built(flags=build.SANITIZE, changes=changes), bug=bug, preload=libraries, order=order)
 
 
 @pytest.mark.slow
@@ -90,23 +107,8 @@ def test_sanitizers_are_silent():
 
 @pytest.mark.slow
 @pytest.mark.full
-@pytest.mark.parametrize(
-    ("changes", "symptom"),
-    [
-        (
-            {"program.cuh": ("program.direction >= 0 && program.direction < n_directions", "true")},
-            "AddressSanitizer",
-        ),
-        ({"program.cuh": ("if (row < 0 || row >= table.rows) return program;", "")}, "AddressSanitizer"),
-        ({"rows.cuh": ("cells + turn * warps * kWarp", "cells + 2 * warps * kWarp")}, "AddressSanitizer"),
-        (
-            {"packets.cuh": ("if (aligned && at + kCount <= dim)", "if (at + kCount <= dim)")},
-            "misaligned address",
-        ),
-    ],
-    ids=["direction", "table row", "shared memory", "alignment"],
-)
-def test_sanitizers_see(changes, symptom):
-    done = sanitized(changes)
-    assert done.returncode != 0
-    assert symptom in done.stderr
+def test_sanitizers_see():
+    for name, (bug, symptom) in SEEN.items():
+        done = sanitized(PLANTED, bug)
+        assert done.returncode != 0, name
+        assert symptom in done.stderr, name

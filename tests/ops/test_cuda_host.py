@@ -236,7 +236,7 @@ def test_only_rows_that_need_it_take_float64():
     """Where a planted 77 stands for the float64 path, directions that are told apart never see it."""
     exact = "  if (outcome == Outcome::inexact) {"
     planted = "  if (outcome == Outcome::inexact) {\n    x[0] = 77, outcome = Outcome::steered;\n  } else if (false) {"
-    module = build.built(flags=("-O1",), changes={"steer.cuh": (exact, planted)})
+    module = build.built(flags=("-O1",), changes={"steer.cuh": [(exact, planted)]})
     code = f"""
 from pathlib import Path
 from emosteer import ops

@@ -111,7 +111,7 @@ def test_same_rows_as_local(cluster, local, tmp_path):
 @pytest.mark.scaled
 def test_killed_in_the_middle(cluster, local, tmp_path, level):
     """Worker after worker is killed while it works; nothing is missing, nothing is there twice."""
-    folder, over, killed, kills = tmp_path / "ray", threading.Event(), [], 1 if level == "quick" else 3
+    folder, over, killed, kills = tmp_path / "ray", threading.Event(), [], 1 if level == "quick" else 2
 
     def kill():
         seen = 0

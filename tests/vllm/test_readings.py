@@ -56,8 +56,8 @@ def test_readings_are_those_of_transformers(engine, model, bank, prompts):
         )
         texts.append(prompts[k])
         asked.append(None)
-    before = engine.preemptions()
-    answers = engine.answers(texts, asked, 24)
+    before, length = engine.preemptions(), 24
+    answers = engine.answers(texts, asked, length)
     assert engine.preemptions() > before
     for k in range(16):
         answer, (fold, at) = answers[2 * k], kinds[k // 4]
@@ -81,7 +81,7 @@ def test_readings_are_those_of_transformers(engine, model, bank, prompts):
         assert np.abs(found.values - wanted).max() <= 2e-4 * max(np.abs(rows).max(), np.abs(wanted).max())
         assert (found.of("angry", 15) == found.values[1, 1]).all()
     # One reading a generated token, and steering shows in what is read of the same prompt.
-    assert readings(answers[0]).values.shape[2] == 24
+    assert readings(answers[0]).values.shape[2] == length
     assert abs(readings(answers[2]).values[1] - readings(answers[0]).values[1]).max() > 0.1
 
 

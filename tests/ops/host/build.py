@@ -13,12 +13,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
 import pybind11
+
+from .changes import HEADER, Changes, changed
 
 HOST = Path(__file__).parent
 ROOT = HOST.parents[2]
@@ -66,18 +67,15 @@ def cuda_headers() -> Path:
     )
 
 
-def built(*, flags: tuple[str, ...] = ("-O2",), changes: Mapping[str, tuple[str, str]] | None = None) -> Path:
+def built(*, flags: tuple[str, ...] = ("-O2",), changes: Changes | None = None) -> Path:
     """The compiled module, from the cache where nothing changed.
 
     Args:
         flags: of the kernels, beside those that every build has.
-        changes: by file of `kernels/cuda`, a text that occurs once in it and what to put instead: a planted bug.
+        changes: to files of `kernels/cuda`: planted bugs.
     """
-    kernels = {path.name: path.read_text() for path in KERNELS.glob("*.cuh")}
-    for file, (old, new) in (changes or {}).items():
-        if kernels[file].count(old) != 1:
-            raise ValueError(f"{old!r} occurs {kernels[file].count(old)} times in {file}, expected once")
-        kernels[file] = kernels[file].replace(old, new)
+    kernels = {p.name: changed(p.name, p.read_text(), changes or {}) for p in KERNELS.glob("*.cuh")}
+    including = ("-include", str(HEADER)) if changes else ()
     folder = CACHE / f"kernels-{_digest(kernels)}"
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in kernels.items():
@@ -88,7 +86,7 @@ def built(*, flags: tuple[str, ...] = ("-O2",), changes: Mapping[str, tuple[str,
         jobs = [
             pool.submit(_object, source, folder, flags_of_it)
             for source, flags_of_it in (
-                (LAUNCHERS / "launch.cu", flags),
+                (LAUNCHERS / "launch.cu", (*flags, *including)),
                 (LAUNCHERS / "bindings.cpp", ("-O1",)),
                 (HOST / "fibers.cpp", flags),
             )

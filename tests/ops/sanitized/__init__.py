@@ -7,14 +7,15 @@ ThreadSanitizer does not know; what each takes is `csrc/cpu/shares.hpp` either w
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 from ..host.build import ROOT, _compiler
+from ..host.changes import HEADER, Changes, changed
 
 KERNELS = ROOT / "csrc" / "cpu"
 SANITIZERS = {
@@ -28,31 +29,31 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 _FLAGS = ("-std=c++17", "-O1", "-g1", "-fopenmp-simd", "-Wno-psabi", "-pthread", "-DEMOSTEER_ISA=baseline")
 
 
-def run(
-    sanitizer: str, instructions: str = "baseline", changes: Mapping[str, tuple[str, str]] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Compiles and runs the driver.
+def built(
+    folder: Path, sanitizer: str, instructions: str = "baseline", changes: Changes | None = None
+) -> Path:
+    """The driver, compiled.
 
     Args:
+        folder: an empty one, for sources and driver.
         sanitizer: of `SANITIZERS`.
-        instructions: of `INSTRUCTIONS`; the processor must have them.
-        changes: by file of `csrc/cpu`, a text that occurs once in it and what to put instead: a planted bug.
+        instructions: of `INSTRUCTIONS`; the processor must have them to run it.
+        changes: to files of `csrc/cpu`: planted bugs.
     """
-    with tempfile.TemporaryDirectory() as room:
-        folder = Path(room)
-        for path in KERNELS.iterdir():
-            text = path.read_text()
-            if path.name in (changes or {}):
-                old, new = (changes or {})[path.name]
-                if text.count(old) != 1:
-                    raise ValueError(f"{old!r} occurs {text.count(old)} times in {path.name}, expected once")
-                text = text.replace(old, new)
-            (folder / path.name).write_text(text)
-        sources = [folder / "rows.cpp", folder / "dispatch.cpp", folder / "solve.cpp"]
-        sources.append(Path(__file__).with_name("driver.cpp"))
-        command = [*_compiler(), *_FLAGS, *SANITIZERS[sanitizer], *INSTRUCTIONS[instructions], f"-I{folder}"]
-        subprocess.run([*command, *map(str, sources), "-o", str(folder / "driver")], check=True)
-        return subprocess.run([str(folder / "driver")], capture_output=True, text=True)
+    for path in KERNELS.iterdir():
+        (folder / path.name).write_text(changed(path.name, path.read_text(), changes or {}))
+    sources = [folder / "rows.cpp", folder / "dispatch.cpp", folder / "solve.cpp"]
+    sources.append(Path(__file__).with_name("driver.cpp"))
+    command = [*_compiler(), *_FLAGS, *SANITIZERS[sanitizer], *INSTRUCTIONS[instructions], f"-I{folder}"]
+    command += ["-include", str(HEADER)] if changes else []
+    subprocess.run([*command, *map(str, sources), "-o", str(folder / "driver")], check=True)
+    return folder / "driver"
+
+
+def run(driver: Path, bug: int = 0) -> subprocess.CompletedProcess[str]:
+    """What it says, with one of the planted bugs awake or with none."""
+    around = os.environ | {"HOST_BUG": str(bug)}
+    return subprocess.run([str(driver)], capture_output=True, text=True, env=around)
 
 
 def lacks(instructions: str) -> bool:
@@ -71,7 +72,8 @@ def main() -> None:
             if lacks(instructions):
                 print(f"{sanitizer:8} {instructions:10} not run: this processor has no {instructions}")
                 continue
-            done = run(sanitizer, instructions)
+            with tempfile.TemporaryDirectory() as folder:
+                done = run(built(Path(folder), sanitizer, instructions))
             failed |= bool(done.returncode)
             print(
                 f"{sanitizer:8} {instructions:10} {'failed' if done.returncode else 'silent'}: {done.stdout.strip()}"

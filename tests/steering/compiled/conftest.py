@@ -45,6 +45,11 @@ def bank(model):
     return random_bank(model)
 
 
+def steer(*args, **options):
+    """`es.steer` with two slots a row, as many as any program here takes: each slot is traced in each block."""
+    return es.steer(*args, **{"slots": 2, **options})
+
+
 def cache_of(model, kind):
     from transformers import DynamicCache, StaticCache
 

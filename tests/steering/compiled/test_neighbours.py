@@ -9,7 +9,7 @@ from emosteer import ops
 
 from ...test_monitoring import bank_with_statistics
 from ..conftest import padded, random_bank
-from .conftest import PROGRAMS
+from .conftest import PROGRAMS, steer
 
 IDS, MASK = padded([[5, 6, 7, 8], [9, 10], [11, 12, 13], [14, 15, 16, 17]])
 
@@ -30,11 +30,14 @@ def logits(call, ids=IDS, mask=MASK):
     ],
     ids=lambda how: how.get("mode", "dynamic"),
 )
-def test_modes_of_inductor(model, bank, how):
+def test_modes_of_inductor(model, how):
+    model.model.layers = model.model.layers[:1]
+    model.config.num_hidden_layers = 1
+    bank = random_bank(model)
     call = torch.compile(model, **how)
     clean = logits(call)
     for positions in ("all", slice(1, None)):
-        with es.steer(model, bank, PROGRAMS, layers="all", positions=positions, slots=2) as steering:
+        with steer(model, bank, PROGRAMS, layers="all", positions=positions) as steering:
             expected = logits(model)
             torch.testing.assert_close(logits(call), expected, rtol=1e-4, atol=1e-4)
             steering.set(1, es.add("joyful", 0.4))
@@ -50,7 +53,7 @@ def test_any_batch_and_length_when_dynamic(model, bank):
         ids = torch.randint(5, 250, (rows, columns))
         mask = torch.ones_like(ids)
         mask[0, :2] = 0
-        with es.steer(model, bank, PROGRAMS[: 2 - rows % 2], layers="all", positions=slice(1, 3)):
+        with steer(model, bank, PROGRAMS[: 2 - rows % 2], layers="all", positions=slice(1, 3)):
             torch.testing.assert_close(
                 logits(call, ids, mask), logits(model, ids, mask), rtol=1e-4, atol=1e-4
             )
@@ -70,7 +73,7 @@ def test_gradients(model, bank, backend):
         return {name: p.grad.clone() for name, p in model.named_parameters()}
 
     call = torch.compile(model, backend=backend, fullgraph=True)
-    with es.steer(model, bank, PROGRAMS, layers="all", positions=slice(1, None), slots=2):
+    with steer(model, bank, PROGRAMS, layers="all", positions=slice(1, None)):
         expected, got = gradients(model), gradients(call)
     unsteered = gradients(model)
     for name, value in expected.items():
@@ -89,7 +92,7 @@ def test_an_adapter(model, bank):
         adapted = peft.get_peft_model(model, config).eval()
     bank = random_bank(adapted)
     call = torch.compile(adapted, backend="eager")
-    with es.steer(call, bank, PROGRAMS, layers="all"):
+    with steer(call, bank, PROGRAMS, layers="all"):
         got = logits(call)
         torch.testing.assert_close(got, logits(adapted), rtol=1e-4, atol=1e-4)
     assert (got - logits(adapted)).abs().max() > 0.1
@@ -128,7 +131,7 @@ def test_a_checkpoint_around_the_whole_block(model, bank, reentrant, compiled):
         sum(losses).backward()
         return {name: p.grad.clone() for name, p in model.named_parameters()}
 
-    with es.steer(model, bank, PROGRAMS, layers="all", positions=slice(1, None)):
+    with steer(model, bank, PROGRAMS, layers="all", positions=slice(1, None)):
         expected = gradients()
         Checkpointed.saving = True
         if compiled:
@@ -147,10 +150,7 @@ def test_monitor_reads_a_compiled_model(model, how):
     settings = dict(max_new_tokens=3, min_new_tokens=3, do_sample=False, pad_token_id=0)
 
     def scores():
-        with (
-            es.steer(model, bank, "calm", 0.3, layers=[0]),
-            es.monitor(model, bank, layers=[0, 1]) as monitor,
-        ):
+        with steer(model, bank, "calm", 0.3, layers=[0]), es.monitor(model, bank, layers=[0, 1]) as monitor:
             model.generate(input_ids=ids, attention_mask=mask, **settings)
         turn = monitor.turns[0]
         return torch.cat([part[layer].max for part in (turn.prompt, turn.generated) for layer in (0, 1)])
@@ -190,10 +190,10 @@ def test_many_slots_take_an_operator_and_say_so(model, bank):
     names = bank.names
     many = sum((es.cap(name, 0.05) for name in names[1:]), es.add(names[0], 0.2))
     call = torch.compile(model, backend="aot_eager", fullgraph=True)
-    with es.steer(model, bank, [many, None], layers="all", slots=12) as steering:
+    with steer(model, bank, [many, None], layers="all", slots=12) as steering:
         assert "12 slots a row are more than the 8" in steering.report()
         torch.testing.assert_close(logits(call), logits(model), rtol=1e-4, atol=1e-4)
-    with es.steer(model, bank, "calm", 0.1) as steering:
+    with steer(model, bank, "calm", 0.1) as steering:
         assert "operator" not in steering.report()
 
 

@@ -7,7 +7,7 @@ from torch._dynamo.testing import CompileCounter
 import emosteer as es
 
 from ..conftest import padded
-from .conftest import POSITIONS, PROGRAMS, compiled, decode
+from .conftest import POSITIONS, PROGRAMS, compiled, decode, steer
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_every_position_on_the_code_of_the_first(model, bank, prompts, follow, m
         for programs in (PROGRAMS, ["calm"]):
             strength = 0.3 if len(programs) == 1 else None
             for positions in [*POSITIONS, mask[: len(programs)]]:
-                with es.steer(model, bank, programs, strength, layers="all", positions=positions):
+                with steer(model, bank, programs, strength, layers="all", positions=positions):
                     with torch.compiler.set_stance("force_eager"):
                         expected = decode(model, model, prompts, follow, side=side, kind="dynamic")
                         static = decode(model, model, prompts, follow, side=side)
@@ -66,7 +66,7 @@ def test_generate_compiles_by_itself(model, bank, prompts, positions):
         out = model.generate(input_ids=ids, attention_mask=mask, **settings, **how)
         return torch.stack(out.logits)
 
-    with es.steer(model, bank, PROGRAMS, layers="all", positions=positions):
+    with steer(model, bank, PROGRAMS, layers="all", positions=positions):
         expected = logits()
         torch.testing.assert_close(
             logits(cache_implementation="static", compile_config=config), expected, rtol=1e-4, atol=1e-4
@@ -89,7 +89,7 @@ def test_compiled_between_two_steerings_while_generating(model, bank, prompts):
                 [p[: 2 + (j + k) % 5] + [7] * (5 - (j + k) % 5) for j, p in enumerate(prompts)]
             )
             mask[:, : 1 + k] = 0
-            with es.steer(model, bank, PROGRAMS, layers="all", positions=positions):
+            with steer(model, bank, PROGRAMS, layers="all", positions=positions):
                 got = model.generate(input_ids=ids, attention_mask=mask, **settings)
                 with torch.compiler.set_stance("force_eager"):
                     expected = model.generate(input_ids=ids, attention_mask=mask, **settings)
@@ -105,9 +105,7 @@ def test_ten_steerings_and_a_hundred_programs_on_two_graphs(model, bank, prompts
     names, seen = ["calm", "angry", "joyful", "desperate"], set()
     for k in range(10):
         rows = [names[(k + j) % 4] for j in range((4, 2, 1)[k % 3])]
-        with es.steer(
-            model, bank, rows, 0.2, layers="all", positions=POSITIONS[k % len(POSITIONS)]
-        ) as steering:
+        with steer(model, bank, rows, 0.2, layers="all", positions=POSITIONS[k % len(POSITIONS)]) as steering:
             for j in range(10):
                 steering.set(j % len(rows), es.add(names[(k + j) % 4], 0.02 * j) + es.cap("weary", 0.1))
                 if j == 5 and len(rows) > 1:
@@ -121,7 +119,7 @@ def test_ten_steerings_and_a_hundred_programs_on_two_graphs(model, bank, prompts
 @pytest.mark.parametrize("how", ["whole", "regional"])
 def test_rows_that_are_assigned(model, bank, prompts, follow, how):
     call = compiled(model, how, CompileCounter())
-    with es.steer(model, bank, PROGRAMS, layers="all") as steering:
+    with steer(model, bank, PROGRAMS, layers="all") as steering:
         plain = decode(call, model, prompts, follow)
         for rows in ([1, 0, 3, 2], [2, 2, -1, 0]):
             with steering.batch(rows):
@@ -136,11 +134,11 @@ def test_rows_that_are_assigned(model, bank, prompts, follow, how):
 def test_rows_that_do_not_fit_are_refused(model, bank, prompts, follow):
     call = compiled(model, "whole", CompileCounter())
     with (
-        es.steer(model, bank, ["calm"] * 3, 0.3, layers="all"),
+        steer(model, bank, ["calm"] * 3, 0.3, layers="all"),
         pytest.raises(RuntimeError, match="divide evenly"),
     ):
         decode(call, model, prompts, follow)
-    with es.steer(model, bank, ["calm"] * 2, 0.3, layers="all") as steering:
+    with steer(model, bank, ["calm"] * 2, 0.3, layers="all") as steering:
         with (
             steering.batch([0, 1]),
             pytest.raises(RuntimeError, match=r"as many as steering\.batch was told"),
@@ -152,13 +150,13 @@ def test_rows_that_do_not_fit_are_refused(model, bank, prompts, follow):
 @pytest.mark.parametrize("when", ["before", pytest.param("inside", marks=pytest.mark.full)])
 def test_some_blocks_compiled(model, bank, prompts, follow, when):
     """The steering of an eager block must not wait for a norm inside a compiled one."""
-    with es.steer(model, bank, PROGRAMS, layers="all", positions="generated"):
+    with steer(model, bank, PROGRAMS, layers="all", positions="generated"):
         expected = decode(model, model, prompts, follow)
     some = (model.model.layers[0], model.model.norm)
     if when == "before":
         for module in some:
             module.compile(backend="eager")
-    with es.steer(model, bank, PROGRAMS, layers="all", positions="generated"):
+    with steer(model, bank, PROGRAMS, layers="all", positions="generated"):
         if when == "inside":
             for module in some:
                 module.compile(backend="eager")
@@ -169,7 +167,7 @@ def test_some_blocks_compiled(model, bank, prompts, follow, when):
 @pytest.mark.full
 def test_a_block_wrapped_inside(model, bank, prompts, follow):
     """`block.forward = torch.compile(block.forward)` while steered."""
-    with es.steer(model, bank, PROGRAMS, layers="all", positions="prompt"):
+    with steer(model, bank, PROGRAMS, layers="all", positions="prompt"):
         expected = decode(model, model, prompts, follow)
         for block in model.model.layers:
             block.forward = torch.compile(block.forward, backend="eager")
@@ -188,7 +186,7 @@ def test_what_runs_is_not_what_was_patched(model, bank):
             return type(self).forward(self, *args, **kwargs)
 
     clean = {name: dict(m.__dict__) for name, m in model.named_modules()}
-    with es.steer(model, bank, "calm", 0.3):
+    with steer(model, bank, "calm", 0.3):
         pass
     for block in stack.layers:
         block.__class__ = Around
@@ -198,7 +196,7 @@ def test_what_runs_is_not_what_was_patched(model, bank):
     fusion._proved.clear()
     assert found.depth == 2
     with pytest.raises(ValueError, match="changed nothing in its output"):
-        es.steer(model, bank, "calm", 0.3).attach()
+        steer(model, bank, "calm", 0.3).attach()
     assert {name: dict(m.__dict__) for name, m in model.named_modules()} == clean
 
 
@@ -208,7 +206,7 @@ def test_a_mask_with_holes_needs_to_be_seen(model, bank, prompts, follow):
     ids, mask = padded([p[:5] for p in prompts if len(p) >= 5])
     mask[0, 2] = 0
     call = compiled(model, "whole", CompileCounter())
-    with es.steer(model, bank, "calm", 0.3, layers="all", positions="prompt") as steering, torch.no_grad():
+    with steer(model, bank, "calm", 0.3, layers="all", positions="prompt") as steering, torch.no_grad():
         expected = model(input_ids=ids, attention_mask=mask).logits
         torch.testing.assert_close(
             call(input_ids=ids, attention_mask=mask).logits, expected, rtol=1e-4, atol=1e-4

@@ -7,16 +7,9 @@ from torch._dynamo.testing import CompileCounter
 
 import emosteer as es
 
-from .conftest import padded, random_bank
+from ..conftest import padded, random_bank
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
-
-
-@pytest.fixture(autouse=True)
-def fresh_dynamo():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def logits(model, ids=IDS, **kwargs):
@@ -141,7 +134,7 @@ def test_the_real_model(smollm2):
             expected = model(**inputs, use_cache=False).logits
         compiled = torch.compile(model, backend=counter, fullgraph=True)
         compiled(**inputs, use_cache=False)
-        with es.steer(compiled, bank, ["calm", "angry"], 0.1) as steering:
+        with es.steer(compiled, bank, ["calm", "angry"], 0.1, slots=1) as steering:
             got = compiled(**inputs, use_cache=False).logits
             graphs = counter.frame_count
             steering.set(0, es.cap("proud", 0.0))
