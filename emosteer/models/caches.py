@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-KEYS = "past_key_values"
+# What a cache of keys is called; transformers calls every cache "cache" from 5.24 on.
+KEYS = ("past_key_values", "cache")
 # What caches are called that hold recurrent states alone.
 RECURRENT = ("cache_params", "state")
 
@@ -63,11 +64,16 @@ class Filled:
 
 
 def _cache_of(named: Any) -> Any:
-    for name in (KEYS, *RECURRENT):
+    for name in (*KEYS, *RECURRENT):
         cache = named.get(name)
-        if cache is not None and not isinstance(cache, Tensor):
-            return tuple(cache) if name == KEYS and isinstance(cache, list) else cache
+        if cache is not None and not isinstance(cache, (Tensor, bool)):
+            return tuple(cache) if name in KEYS and isinstance(cache, list) else cache
     return None
+
+
+def given(call: dict[str, Any]) -> Any:
+    """The very cache of keys that a call hands over; None without."""
+    return next((call[name] for name in KEYS if call.get(name) is not None), None)
 
 
 def _told(cache: Any) -> int | Tensor | None:

@@ -13,6 +13,7 @@ from emosteer import ops
 from emosteer.ops import SteerTable, checks, formula
 from emosteer.ops.formula import TokenPrograms
 
+from . import caches
 from .blocks import same_tensor
 from .levels import DIFFERENTIABLE, FORMULA, IN_PLACE, OFF, Level, Pass
 from .norms import RmsNorm
@@ -178,7 +179,7 @@ class StackForward(Replacement):
         texts = now.texts(device)
         if not now.asking:
             return texts
-        cache = call.get("past_key_values")
+        cache = caches.given(call)
         if now.cache is None:
             now.cache = cache
         if cache is now.cache or not hasattr(now.cache, "get_seq_length"):

@@ -288,7 +288,7 @@ def parameter_names(forward: Callable) -> list[str]:
 
 # Arguments of a stack that are about the text alone.
 TEXT = frozenset(
-    ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "cache_position", KEYS, *RECURRENT)
+    ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "cache_position", *KEYS, *RECURRENT)
 )
 
 
