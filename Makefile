@@ -258,7 +258,8 @@ IN_LOWEST := tests/test_bank.py tests/test_readme.py tests/test_extraction.py te
 	tests/test_monitoring.py tests/cli tests/reading tests/formats tests/emotions/test_circumplex.py \
 	tests/steering/test_programs.py tests/steering/test_generate.py
 
-# The newest of everything that there is, in an environment of its own; torch may be gigabytes.
+# The newest of everything that there is, in an environment of its own; torch may be gigabytes. IN_NEWEST=tests/sweep
+# takes some of the tests.
 NEWEST := .venv-newest/bin/python
 $(STAMPS)/newest: pyproject.toml $(STAMPS)/built
 	rm -rf .venv-newest

@@ -15,8 +15,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import emosteer as es
 from tests.steering.conftest import random_bank
 
-from ..patience import PATIENCE
-
 if not os.environ.get("EMOSTEER_VLLM"):
     pytest.skip("EMOSTEER_VLLM is unset; `make test-vllm` sets it", allow_module_level=True)
 
@@ -208,7 +206,7 @@ def test_a_vllm_in_a_worker_of_ray(sweep, tmp_path, monkeypatch):
             killed.extend(running("EngineCore"))
             for worker in running("ray::Worker"):
                 worker.kill()
-            assert not psutil.wait_procs(killed, timeout=PATIENCE)[1]
+            assert not psutil.wait_procs(killed, timeout=30)[1]
 
     monkeypatch.setattr(_Driver, "_come", killing)
     monkeypatch.setenv("RAY_worker_niceness", "0")
