@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from multiprocessing import connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -175,9 +176,14 @@ class Server:
 
     @property
     def _died(self) -> bool:
-        """Whether an engine process has ended by itself, whether vLLM has noted it or not."""
+        """Whether an engine process has ended by itself, whether vLLM has noted it or not.
+
+        Its sentinel says so; `is_alive` calls a process alive while another thread is about to note its end.
+        """
         noted = getattr(getattr(self.engine.engine_core, "resources", None), "engine_dead", False)
-        return bool(noted) or not all(process.is_alive() for process in self.processes)
+        return bool(noted) or bool(
+            connection.wait([process.sentinel for process in self.processes], timeout=0)
+        )
 
     def _refuse_if_dead(self) -> None:
         """Of a death that is noted vLLM's sockets are closed in another thread: nobody may be sending by them then."""
