@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from . import answers
 from .asking import KEYS, PROGRAM, PROMPT, Asked
 from .deployment import Deployment, Placed
 from .settings import KEY, Settings
@@ -99,6 +100,8 @@ def patch() -> None:
         make(self, vllm_config, *args, **kwargs)
         self.emosteer = FRONT.deployment = deployment_of(vllm_config)
         _refuse_in_beam_search()
+        if self.emosteer is not None and self.emosteer.readable:
+            answers.patch()
 
     @wraps(process)
     def process_inputs(

@@ -56,10 +56,11 @@ def readings(answer: Any) -> Readings:
 
     Args:
         answer: a `RequestOutput` of vLLM that has finished, or a response of its server: an object of OpenAI's
-            client or the JSON as a dict.
+            client or the JSON as a dict. Of a stream the chunk with the finish reason, or what the event
+            `response.completed` holds; of a completion of several prompts a choice.
 
     Raises:
-        ValueError: the answer holds no readings: none were asked for, or it was streamed.
+        ValueError: the answer holds no readings: none were asked for, or it is not the end of one.
     """
     held = (
         answer.get("kv_transfer_params")
@@ -69,8 +70,8 @@ def readings(answer: Any) -> Readings:
     found = held.get(ENTRY) if isinstance(held, Mapping) else None
     if found is None:
         raise ValueError(
-            "the answer holds no readings; ask for them with emosteer.vllm.params(read=…), of an answer that is not "
-            "streamed, and take the finished one"
+            "the answer holds no readings; ask for them with emosteer.vllm.params(read=…), and take the finished "
+            "answer: of a stream the chunk that has a finish reason"
         )
     shape: tuple[int, ...] = len(found["layers"]), len(found["concepts"])
     if found["as"] == "each":

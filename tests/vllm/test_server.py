@@ -213,8 +213,54 @@ def test_readings_come_with_the_answer(server, model, bank):
     *_, last = client.completions.create(**usual, extra_body=asked("calm +14", **stop), stream=True)
     assert last.choices[0].finish_reason == "stop"
     assert last.choices[0].stop_reason.startswith("emosteer: calm ")
+    assert readings(last).alarm == alarm
     with pytest.raises(openai.BadRequestError, match="did you mean 'calm'"):
         client.completions.create(**usual, extra_body={"vllm_xargs": params(read="clam", read_layers=5)})
+
+
+def test_streams_and_several_prompts_tell_the_same_readings(server):
+    """In the chunk that ends a text, in the last event of a response, in each choice; none that did not ask."""
+    client = openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0, timeout=PATIENCE)
+    asked = params("calm +14", read=CONCEPTS, read_layers=LAYERS, read_unit="projection")
+    body = {"extra_body": {"vllm_xargs": asked, "ignore_eos": True}}
+    usual = dict(model="smollm2", temperature=0.0)
+    prompts = [PROMPT, "The letter had lain on the table", "We"]
+
+    def same(found, wanted):
+        found, wanted = readings(found), readings(wanted)
+        assert (found.concepts, found.layers, found.places) == (wanted.concepts, wanted.layers, wanted.places)
+        np.testing.assert_allclose(found.values, wanted.values, rtol=1e-3, atol=1e-3)
+
+    alone = [client.completions.create(**usual, prompt=one, max_tokens=5, **body) for one in prompts]
+    several = client.completions.create(**usual, prompt=prompts, max_tokens=5, **body)
+    for choice, wanted in zip(several.choices, alone):
+        same(choice, wanted)
+    ends = {}
+    for chunk in client.completions.create(**usual, prompt=prompts, max_tokens=5, stream=True, **body):
+        (choice,) = chunk.choices
+        if choice.finish_reason is None:
+            with pytest.raises(ValueError, match="no readings"):
+                readings(chunk)
+        else:
+            ends[choice.index] = chunk
+    for k, wanted in enumerate(alone):
+        same(ends[k], wanted)
+
+    messages = [{"role": "user", "content": "How are you?"}]
+    chat = dict(**usual, messages=messages, max_tokens=4, **body)
+    wanted = client.chat.completions.create(**chat)
+    counted = client.chat.completions.create(**chat, stream=True, stream_options={"include_usage": True})
+    *_, end, usage = list(counted)
+    assert usage.usage.completion_tokens == 4
+    same(end, wanted)
+    *_, done = client.responses.create(
+        **usual, input="How are you?", max_output_tokens=4, stream=True,
+        extra_body={"vllm_xargs": asked},
+    )  # fmt: skip
+    same(done.response, wanted)
+
+    plain = client.completions.create(**usual, prompt=prompts[:2], max_tokens=2, stream=True)
+    assert all(not hasattr(chunk, "kv_transfer_params") for chunk in plain)
 
 
 def test_an_engine_that_is_killed_is_told_at_once(running):
