@@ -1,9 +1,10 @@
 """A pass of nobody's while the engine starts, which shows that what is steered is what the model reads on.
 
 First the model as it is: whoever reads a block's two tensors next must make of them their sum, to the bit, or the
-stream is not what emosteer takes it for. Then each steered layer by itself, with a program on every other token: the
-reader must get what the definition of the row update says, and the tokens between must keep their bits. What is
-read must be the projections of that stream.
+stream is not what emosteer takes it for. Where a stage of a pipeline ends, they must be handed to the next as they are,
+and the next shows that its first block reads what it was handed. Then each steered layer by itself, with a program on
+every other token: the reader must get what the definition of the row update says, and the tokens between must keep
+their bits. What is read must be the projections of that stream.
 
 The model runs here as it is written, uncompiled, and its attention is left out: it has no cache yet to read from.
 """
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 # Tokens of the probe, and how hard they are pushed, in fractions of their own norms.
 TOKENS, STRENGTH = TRIAL, 0.5
+# The key of what the stage of a pipeline before this one hands on, among layers.
+BEFORE = -1
 # How far the steered stream may be from the definition, in units in the last place of the largest element.
 ROUNDING = 8
 
@@ -66,13 +69,14 @@ def prove(steering: WorkerSteering) -> None:
     kind = type(steering.runner.model).__name__
     plain = _passed(steering, None)
     for layer, handed in plain.items():
+        giver = "the stage before" if layer == BEFORE else f"block {layer}"
         if not bool(torch.isfinite(handed.sum).all()):
-            raise UnknownStream(f"{kind}: the stream after block {layer} is not finite in a trial pass")
+            raise UnknownStream(f"{kind}: the stream after {giver} is not finite in a trial pass")
         if handed.stream is None:
-            raise UnknownStream(f"{kind}: nobody was seen to read what block {layer} hands on")
+            raise UnknownStream(f"{kind}: nobody was seen to read what {giver} hands on")
         if not torch.equal(handed.stream, handed.sum):
             raise UnknownStream(
-                f"{kind}: {handed.reader}, which reads what block {layer} hands on, does not make hidden + residual of "
+                f"{kind}: {handed.reader}, which reads what {giver} hands on, does not make hidden + residual of "
                 f"it; its residual stream is another than emosteer knows"
             )
     if steering.reads is not None:
@@ -146,20 +150,50 @@ def _passed(steering: WorkerSteering, layer: int | None) -> dict[int, Handed]:
         every_other = [placed if k % 2 == 0 else None for k in range(TOKENS)]
         tokens.fill(every_other, [0] * TOKENS, starts, places, TOKENS)
     try:
-        with torch.inference_mode(), _watching(steering.runner.model, steering.patched) as seen:
-            _run(steering.runner)
+        with torch.inference_mode():
+            before = _from_the_stage_before(steering.runner)
+            with _watching(steering.runner.model, steering.patched, before) as seen:
+                _run(steering.runner, before)
     finally:
         steering.idle()
     return seen
 
 
+def _from_the_stage_before(runner: Any) -> Any:
+    """What this stage of a pipeline would be handed: noise. None for the first, or where there is one."""
+    from vllm.distributed.parallel_state import get_pp_group
+
+    if get_pp_group().is_first_rank:
+        return None
+    found = runner.model.make_empty_intermediate_tensors(
+        batch_size=TOKENS, dtype=runner.vllm_config.model_config.dtype, device=runner.device
+    )
+    for number, name in enumerate(sorted(found.tensors)):
+        noise = torch.Generator().manual_seed(number)
+        found.tensors[name].copy_(torch.randn(found.tensors[name].shape, generator=noise))
+    return found
+
+
 @contextmanager
-def _watching(model: nn.Module, blocks: dict[int, nn.Module]) -> Iterator[dict[int, Handed]]:
-    """Inside, what the blocks hand on and what is made of it is noted, by layer."""
+def _watching(model: nn.Module, blocks: dict[int, nn.Module], before: Any) -> Iterator[dict[int, Handed]]:
+    """Inside, what the blocks and the stage before hand on and what is made of it is noted, by layer."""
+    from vllm.sequence import IntermediateTensors
+
     seen: dict[int, Handed] = {}
     layer_of = {block: layer for layer, block in blocks.items()}
     waiting: list[tuple[Tensor, Tensor | None, Handed]] = []
     reading: list[tuple[nn.Module, Handed]] = []
+
+    def note(layer: int, hidden: Tensor, residual: Tensor | None) -> None:
+        handed = Handed(hidden.clone(), None if residual is None else residual.clone())
+        seen[layer] = handed
+        waiting.append((hidden, residual, handed))
+
+    if before is not None:
+        given = before.tensors
+        if "hidden_states" not in given:
+            raise UnknownStream(f"{type(model).__name__} hands {sorted(given)} from stage to stage")
+        note(BEFORE, given["hidden_states"], given.get("residual"))
 
     def enter(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         given = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
@@ -184,10 +218,13 @@ def _watching(model: nn.Module, blocks: dict[int, nn.Module]) -> Iterator[dict[i
             if isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Tensor):
                 handed.stream = output[1].clone()
         if module in layer_of:
-            hidden, residual = parts(output, layer_of[module])
-            handed = Handed(hidden.clone(), None if residual is None else residual.clone())
-            seen[layer_of[module]] = handed
-            waiting.append((hidden, residual, handed))
+            note(layer_of[module], *parts(output, layer_of[module]))
+        if isinstance(output, IntermediateTensors):
+            sent = {name: output.tensors.get(name) for name in ("hidden_states", "residual")}
+            for hidden, residual, handed in list(waiting):
+                if sent["hidden_states"] is hidden and sent["residual"] is residual:
+                    handed.reader, handed.stream = "the next stage", handed.sum
+                    waiting.remove((hidden, residual, handed))
 
     hooks = [
         hook
@@ -204,9 +241,8 @@ def _watching(model: nn.Module, blocks: dict[int, nn.Module]) -> Iterator[dict[i
             hook.remove()
 
 
-def _run(runner: Any) -> None:
-    """The model on a few tokens, as it is written."""
-    from vllm.distributed.parallel_state import get_pp_group
+def _run(runner: Any, before: Any) -> None:
+    """The model on a few tokens, as it is written; `before` from `_from_the_stage_before`."""
     from vllm.forward_context import set_forward_context
 
     device, config = runner.device, runner.vllm_config
@@ -219,15 +255,8 @@ def _run(runner: Any) -> None:
         "intermediate_tensors": None,
         "inputs_embeds": None,
     }
-    if not get_pp_group().is_first_rank:
-        empty = runner.model.make_empty_intermediate_tensors(
-            batch_size=TOKENS, dtype=config.model_config.dtype, device=device
-        )
-        for number, name in enumerate(sorted(empty.tensors)):
-            noise = torch.Generator().manual_seed(number)
-            value = torch.randn(empty.tensors[name].shape, generator=noise)
-            empty.tensors[name].copy_(value)
-        inputs |= {"input_ids": None, "intermediate_tensors": empty}
+    if before is not None:
+        inputs |= {"input_ids": None, "intermediate_tensors": before}
     without: AbstractContextManager[None] = nullcontext()
     if config.lora_config is not None:  # under none of the adapters
         without = runner.maybe_select_dummy_loras(config.lora_config, np.array([TOKENS], dtype=np.int32))

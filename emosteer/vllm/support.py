@@ -45,7 +45,6 @@ def check(config: Any, settings: Settings | None = None) -> None:
             parallel, "prefill_context_parallel_size"
         ),
         "decode context parallelism": _more(parallel, "decode_context_parallel_size"),
-        "pipeline parallelism, which has not been run with it": _more(parallel, "pipeline_parallel_size"),
         "sequence parallelism (pass_config.enable_sp), which splits the residual stream": getattr(
             passes, "enable_sp", False
         ),
@@ -60,6 +59,9 @@ def check(config: Any, settings: Settings | None = None) -> None:
         drafts = getattr(config, "speculative_config", None)
         refused |= {
             "readings (readable) with speculative decoding, which have not been run together": drafts,
+            "readings (readable) with pipeline parallelism, whose last stage alone answers": _more(
+                config.parallel_config, "pipeline_parallel_size"
+            ),
             "readings (readable) from another scheduler (scheduler_cls)": not _own_scheduler(config),
         }
     found = [what for what, given in refused.items() if given]

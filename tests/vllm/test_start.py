@@ -95,7 +95,9 @@ def test_two_banks_have_units_and_directions_of_their_own(bank, bank_file, tmp_p
 @pytest.mark.parametrize("version", ["0.31.2", "0.33.0", "1.0", "dev"])
 def test_another_release_is_refused_by_name(monkeypatch, bank_file, version):
     import vllm
+    from vllm.plugins import load_general_plugins
 
+    load_general_plugins()  # as the release that it is
     monkeypatch.setattr(vllm, "__version__", version)
     args = vllm.EngineArgs(model="no/such", additional_config={"emosteer": {"banks": {"a": str(bank_file)}}})
     with pytest.raises(support.Unsupported, match=f"{re.escape(support.RANGE)}, this is {version}"):
@@ -155,7 +157,6 @@ def test_ways_of_running_that_are_refused(engine):
         ("parallel_config", "enable_dbo", True, "dual-batch overlap"),
         ("parallel_config", "prefill_context_parallel_size", 2, "prefill context"),
         ("parallel_config", "decode_context_parallel_size", 2, "decode context"),
-        ("parallel_config", "pipeline_parallel_size", 2, "pipeline"),
         ("model_config", "runner_type", "pooling", "pooling models"),
         (None, "kv_transfer_config", object(), "from elsewhere"),
     ]:
@@ -175,6 +176,13 @@ def test_ways_of_running_that_are_refused(engine):
     support.check(drafting)
     with pytest.raises(support.Unsupported, match="with speculative decoding"):
         support.check(drafting, readable)
+    staged = copy.copy(config)
+    stages = copy.copy(config.parallel_config)
+    object.__setattr__(stages, "pipeline_parallel_size", 2)
+    object.__setattr__(staged, "parallel_config", stages)
+    support.check(staged)
+    with pytest.raises(support.Unsupported, match="with pipeline parallelism"):
+        support.check(staged, readable)
     other = copy.copy(config.scheduler_config)
     object.__setattr__(other, "scheduler_cls", Settings)
     object.__setattr__(scheduled, "scheduler_config", other)
@@ -215,6 +223,57 @@ def test_a_stream_that_is_not_the_sum_is_refused(engine, monkeypatch):
         turned = -steering.blocks[6].emosteer_directions
         m.setattr(steering.blocks[6].emosteer_directions, "data", turned)
         with pytest.raises(UnknownStream, match="block 6 moves the stream by .* and misses"):
+            prove(steering)
+    prove(steering)
+
+
+def test_a_stage_of_a_pipeline_proves_what_it_is_handed_and_hands_on(engine, monkeypatch):
+    """Blocks 10 to 13 as a stage in the middle; then its first norm reads something else, or it hands on a copy."""
+    from types import SimpleNamespace
+
+    from vllm.distributed import parallel_state
+    from vllm.model_executor.models import llama
+    from vllm.sequence import IntermediateTensors
+
+    from emosteer.vllm.probe import prove
+
+    steering, inner = engine.steering, engine.steering.runner.model.model
+    stage = range(10, 14)
+    between = SimpleNamespace(is_first_rank=False, is_last_rank=False)
+    monkeypatch.setattr(parallel_state, "get_pp_group", lambda: between)
+    monkeypatch.setattr(llama, "get_pp_group", lambda: between)
+    monkeypatch.setattr(inner, "start_layer", stage.start)
+    monkeypatch.setattr(inner, "end_layer", stage.stop)
+    monkeypatch.setattr(steering, "patched", {layer: steering.patched[layer] for layer in stage})
+    prove(steering)
+    norm = steering.blocks[stage.start].input_layernorm
+    own = norm.forward
+    with monkeypatch.context() as m:
+        m.setattr(norm, "forward", lambda hidden, residual: own(hidden, residual * 2))
+        with pytest.raises(UnknownStream, match="RMSNorm, which reads what the stage before hands on"):
+            prove(steering)
+    run = inner.forward
+    with monkeypatch.context() as m:
+
+        def copied(*args, **kwargs):
+            sent = run(*args, **kwargs)
+            return IntermediateTensors({name: value.clone() for name, value in sent.tensors.items()})
+
+        m.setattr(inner, "forward", copied)
+        with pytest.raises(UnknownStream, match="nobody was seen to read what block 13 hands on"):
+            prove(steering)
+    with monkeypatch.context() as m:
+        m.setattr(
+            inner,
+            "make_empty_intermediate_tensors",
+            lambda **_: IntermediateTensors({"other": torch.ones(2, 2)}),
+        )
+        m.setattr(
+            engine.steering.runner.model,
+            "make_empty_intermediate_tensors",
+            inner.make_empty_intermediate_tensors,
+        )
+        with pytest.raises(UnknownStream, match=r"hands \['other'\] from stage to stage"):
             prove(steering)
     prove(steering)
 
