@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import torch
 
-from . import launches
+from . import launches, read_stream, stream
 from .launches import Launch, Rows
 from .launches.steering import SLOTS
 
@@ -57,6 +57,7 @@ def of(dtype: torch.dtype, dim: int, n: int = 256) -> Iterator[tuple[str, Launch
         yield name, launches.rms_norm(x, rows, out, weight, 1e-6, 0.0)
     yield from _projections(dtype, dim)
     yield from _moments(x, rows)
+    yield from _streams(x)
 
 
 def _projections(dtype: torch.dtype, dim: int) -> Iterator[tuple[str, Launch]]:
@@ -90,6 +91,23 @@ def _moments(x: torch.Tensor, rows: Rows) -> Iterator[tuple[str, Launch]]:
             launches.group_sums(x, rows, grouped, weight, total, shift=shift, centred=centred),
         )
     yield "moments (triangle)", launches.scatter(x, rows, weight, shift, make(dim, dim))
+
+
+def _streams(hidden: torch.Tensor) -> Iterator[tuple[str, Launch]]:
+    """Of vLLM's stream in two parts, for rows that fit the registers."""
+    make = partial(torch.empty, device="meta")
+    n, dim = hidden.shape
+    directions, of_token = make(DIRECTIONS, dim), make(n, dtype=torch.int32)
+    for slots in SLOTS:
+        words = make(8, 6 * slots + 2, dtype=torch.int32)
+        numbers, flags = words.view(torch.float32), make(8, 4 * words.shape[1], dtype=torch.uint8)
+        where = make(3, dtype=torch.int32), make(8), of_token
+        launch = stream.launch(hidden, hidden, directions, words, numbers, flags, *where, slots)
+        if launch is not None:
+            yield f"steer_stream ({slots} slot{'s' * (slots > 1)})", launch
+    launch = read_stream.launch(hidden, hidden, directions, of_token, make(n, DIRECTIONS))
+    if launch is not None:
+        yield "read_stream", launch
 
 
 def _table(programs: int, slots: int) -> SimpleNamespace:

@@ -16,10 +16,11 @@ from emosteer.kernels.offline import variant
 from emosteer.kernels.survey import every
 from emosteer.kernels.variants import DTYPES, of
 from emosteer.ops import Moments, SteerTable, triton
+from emosteer.vllm import operator, read_operator
 
 TARGET = "sm_90"
-CALLS = 6000
-OPS = ("steer", "steer_", "rms_norm", "project", "extremes", "moments", *["steer_rms_norm"] * 4)
+CALLS = 7000
+OPS = ("steer", "steer_", "rms_norm", "project", "extremes", "moments", "stream", *["steer_rms_norm"] * 4)
 WIDTHS = (1, 8, 12, 16, 17, 64, 576, 1000, 1024, 1025, 2000, 2048, 4095, 4096, 5120, 8191, 8192, 8208, 16384)
 
 
@@ -67,6 +68,12 @@ def call(choose: random.Random) -> str:
     elif op == "extremes":
         best = torch.empty(choose.choice((1, 2)), 3)
         triton.project_extremes_(best, best.clone(), x, directions, token_row, center, cosine)
+    elif op == "stream":
+        x = x.reshape(-1, dim)
+        residual, place = choose.choice((None, torch.empty_like(x))), torch.zeros(3, dtype=torch.int32)
+        row, words = torch.zeros(count, dtype=torch.int32), torch.zeros(2, 6 * slots + 2, dtype=torch.int32)
+        operator.on_gpu(x, residual, directions, words, place, torch.ones(2), row, slots)
+        read_operator.on_gpu(x, residual, directions, row, torch.empty(count, 3))
     else:
         dim_of_scatter = choose.choice((64, 100, 4096, 4100))
         x = rows(choose, choose.choice((1, 5)), dim_of_scatter, dtype)
@@ -87,6 +94,7 @@ _MOMENTS = {
 def main() -> None:
     launched: list[launches.Launch] = []
     launches.Launch.run = lambda self: launched.append(self)
+    operator._elsewhere = read_operator._elsewhere = lambda *_: None  # where no kernel is launched
     triton.triangle_from = lambda _capability: 4096  # as on a card where it is chosen
     found = {dtype: partial(of, getattr(torch, dtype)) for dtype in ("bfloat16", "float16", "float32")}
     listed = {

@@ -3,8 +3,13 @@
 `python -m tests.ops.triton_versions sm_80` prints one line; it fails where a kernel does not compile. Some spill
 a few registers with the older ones, which costs time and nothing else (`test_triton_machine_code` admits none
 with the Triton of the tests). One target a process, since a Triton remembers the one it compiles for.
+
+Triton 3.3 and 3.4 link code for AMD with a linker that they do not bring. What is read here is what is linked, so
+nothing does the linking for them.
 """
 
+import os
+import shutil
 import sys
 
 import torch
@@ -16,6 +21,9 @@ from emosteer.kernels.offline import TARGETS, read
 
 # Rows in registers and rows in blocks, aligned and not, of two and of four bytes an element.
 KINDS = ((torch.bfloat16, 4096), (torch.float32, 4096), (torch.bfloat16, variants.UNALIGNED))
+
+
+os.environ.setdefault("TRITON_HIP_LLD_PATH", shutil.which("true") or "")
 
 
 def main(target: str) -> None:
