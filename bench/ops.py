@@ -6,7 +6,7 @@
     the second moment                 ÷ one full matrix product of the same data
     project on 171 directions         ÷ torch.matmul alone
 
-Both sides run in turn, in changing order; a round gives one ratio. Writes bench/results/ops.csv.
+Both sides run in turn, in changing order; a round gives one ratio. Writes bench/results/ops.csv (`--name` another).
 """
 
 from __future__ import annotations
@@ -213,7 +213,9 @@ def projections(rounds: int) -> list[Result]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=30)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--name", default="ops", help="of the file in bench/results/")
+    options = parser.parse_args()
+    rounds = options.rounds
     print(machine())
     torch.manual_seed(0)
     results: list[Result] = []
@@ -221,7 +223,7 @@ def main() -> None:
         for part in (one_row, against_eager, against_a_copy, second_moment, projections):
             results += part(rounds)
     print(summary(results))
-    print("written:", save("ops", results, ("emosteer", "torch")))
+    print("written:", save(options.name, results, ("emosteer", "torch")))
 
 
 if __name__ == "__main__":

@@ -133,13 +133,18 @@ template <class T>
 inline pair_v load_pair_as(const f32* x) {
   return load_pair(x);
 }
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) || (defined(__AVX2__) && !defined(__AVX512F__))
 // The even elements and the odd ones: a shift and a mask widen them.
 template <>
 inline pair_v load_pair(const bf16* x) {
   const words_v two = read<words_v>(x);
   return {(floats_v)(two << 16), (floats_v)(two & 0xffff0000u)};
 }
+[[gnu::cold, gnu::noinline]] void store_pair_by_words(bf16* to, floats_v a, floats_v b) {
+  write(to, (round_to_bf16(a) >> 16) | (round_to_bf16(b) & 0xffff0000u));
+}
+#endif
+#if defined(__AVX512BF16__)
 template <>
 inline pair_v load_pair_as<bf16>(const f32* x) {
   const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
@@ -147,17 +152,29 @@ inline pair_v load_pair_as<bf16>(const f32* x) {
   const __m512 low = (__m512)load(x), high = (__m512)load(x + kLanes);
   return {(floats_v)_mm512_permutex2var_ps(low, even, high), (floats_v)_mm512_permutex2var_ps(low, odd, high)};
 }
-[[gnu::cold, gnu::noinline]] void store_pair_with_zeros(bf16* to, floats_v a, floats_v b) {
-  write(to, (round_to_bf16(a) >> 16) | (round_to_bf16(b) & 0xffff0000u));
-}
 template <>
 inline void store_pair(bf16* to, pair_v x) {
   const __m512i weave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
                                          5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   const __m512i apart = (__m512i)_mm512_cvtne2ps_pbh((__m512)x.b, (__m512)x.a);
   if (__builtin_expect(_mm512_testn_epi16_mask(apart, _mm512_set1_epi16(0x7fff)) != 0, 0))
-    return store_pair_with_zeros(to, x.a, x.b);  // a zero may be a subnormal that the instruction flushed
+    return store_pair_by_words(to, x.a, x.b);  // a zero may be a subnormal that the instruction flushed
   write(to, _mm512_permutexvar_epi16(weave, apart));
+}
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+template <>
+inline pair_v load_pair_as<bf16>(const f32* x) {
+  const __m256 low = (__m256)load(x), high = (__m256)load(x + kLanes);
+  const __m256d even = (__m256d)_mm256_shuffle_ps(low, high, 0x88), odd = (__m256d)_mm256_shuffle_ps(low, high, 0xdd);
+  return {(floats_v)_mm256_permute4x64_pd(even, 0xd8), (floats_v)_mm256_permute4x64_pd(odd, 0xd8)};
+}
+template <>
+inline void store_pair(bf16* to, pair_v x) {
+  const __m256 unordered = _mm256_cmp_ps((__m256)x.a, (__m256)x.b, _CMP_UNORD_Q);
+  if (__builtin_expect(_mm256_movemask_ps(unordered) != 0, 0)) return store_pair_by_words(to, x.a, x.b);  // a NaN
+  const words_v a = (words_v)x.a, b = (words_v)x.b;
+  const words_v low = a + 0x7fffu + ((a >> 16) & 1u), high = b + 0x7fffu + ((b >> 16) & 1u);
+  write(to, (low >> 16) | (high & 0xffff0000u));
 }
 #endif
 
