@@ -160,7 +160,7 @@ def _passed(steering: WorkerSteering, layer: int | None) -> dict[int, Handed]:
 
 
 def _from_the_stage_before(runner: Any) -> Any:
-    """What this stage of a pipeline would be handed: noise. None for the first, or where there is one."""
+    """What this stage of a pipeline would be handed: noise. None for the first, which may be the only one."""
     from vllm.distributed.parallel_state import get_pp_group
 
     if get_pp_group().is_first_rank:
