@@ -40,6 +40,17 @@ def _without_compilers(monkeypatch):
     monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
 
 
+@pytest.fixture
+def _in_this_process(monkeypatch):
+    """An engine that is no process of its own starts in a fifth of the time."""
+    from vllm import envs
+
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    envs.disable_envs_cache()
+    yield
+    envs.disable_envs_cache()
+
+
 def shouting(text):
     if "e" in text:
         raise ValueError("an e")
@@ -104,6 +115,7 @@ def same(found, wanted):
         assert values(other) == pytest.approx(values(row), rel=1e-3, abs=2e-3, nan_ok=True), key
 
 
+@pytest.mark.usefixtures("_in_this_process")
 def test_the_rows_are_those_of_the_local_engine(sweep, tmp_path):
     """Drawn tokens, three kinds of positions, two sets of layers, programs of one and two slots, every metric.
 
@@ -143,7 +155,8 @@ def test_the_rows_are_those_of_the_local_engine(sweep, tmp_path):
 def test_fractions_of_the_norm_and_metrics_that_come_later_in_two_processes(sweep, tmp_path, monkeypatch):
     """Half a model each. Greedy text at a fraction of each token's norm; a run with more metrics generates no text."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-    usual = dict(relative=True, programs=["calm", "desperate"], strengths=(-0.5, 0.5))
+    programs = [es.add("calm", 0.5), es.ablate("angry") + es.add("joyful", -0.4), es.rotate("proud", 50)]
+    usual = dict(relative=True, programs=programs, positions=["all", "-1:"])
     more = dict(
         metrics=[es.metrics.choices([" good", " bad"]), es.metrics.perplexity(), es.metrics.readings()]
     )
@@ -218,7 +231,7 @@ def test_a_vllm_in_a_worker_of_ray(sweep, tmp_path, monkeypatch):
     same(rows(found), rows(one.run(tmp_path / "local", progress=False)))
 
 
-@pytest.mark.usefixtures("_without_compilers")
+@pytest.mark.usefixtures("_without_compilers", "_in_this_process")
 def test_a_stream_that_is_not_the_models_is_noticed(sweep, tmp_path, monkeypatch):
     """What a model would do whose weights are others: here the bank of vLLM's workers is another."""
     from emosteer.sweep.engines.vllm import server
@@ -232,6 +245,16 @@ def test_a_stream_that_is_not_the_models_is_noticed(sweep, tmp_path, monkeypatch
     monkeypatch.setattr(server, "Server", Turned)
     with pytest.raises(RuntimeError, match="differs from that of transformers by .* nats a token"):
         sweep(controls=()).run(tmp_path, engine="vllm", progress=False, **EAGER)
+
+
+def test_what_vllm_is_told_is_what_it_listens_to():
+    """Without a word it passes over the name of a variable that it does not know."""
+    from vllm import envs
+
+    from emosteer.sweep.engines.vllm.server import ENVIRONMENT
+    from tests.vllm import conftest
+
+    assert not (ENVIRONMENT.keys() | conftest.ENVIRONMENT.keys()) - envs.environment_variables.keys()
 
 
 def test_arguments_that_cannot_be_taken(sweep, model, tmp_path):

@@ -26,7 +26,7 @@ if not os.environ.get("EMOSTEER_VLLM"):
 ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     "VLLM_CPU_CI_ENV": "1",  # a graph as Dynamo traces it, without minutes of Inductor
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -110,14 +110,36 @@ def engine(bank_file):
 def elsewhere():
     """Asks an engine in a process of its own; the plugin is installed there too."""
 
-    def run(prompts, args, length, environment=None, adapters=None, **options):
-        usual = {"model": folder_of("smollm2"), **OPTIONS, **options}
-        asked = {"prompts": prompts, "args": args, "length": length, "options": usual}
-        asked = json.dumps(asked if adapters is None else asked | {"adapters": adapters})
+    def run(*given, environment=None, **options):
         command = [sys.executable, "-m", "tests.vllm.elsewhere"]
         around = {**os.environ, **ENVIRONMENT, **(environment or {})}
+        asked = json.dumps(asked_of_engine(*given, **options))
         done = subprocess.run(command, input=asked, capture_output=True, text=True, env=around)
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads(done.stdout.splitlines()[-1])
 
     return run
+
+
+@pytest.fixture
+def anew(monkeypatch):
+    """Asks an engine of its own in this process, where vLLM is imported already.
+
+    Not for drafts: with the compiler of their search imported (Numba), vLLM starts no further engine.
+    """
+    from vllm import envs
+
+    from .elsewhere import answered
+
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    envs.disable_envs_cache()
+    yield lambda *given, **options: answered(asked_of_engine(*given, **options))
+    envs.disable_envs_cache()
+
+
+def asked_of_engine(prompts, args, length, adapters=None, **options):
+    """What `elsewhere.answered` takes; options of the engine replace the usual ones."""
+    usual = {"model": folder_of("smollm2"), **OPTIONS, **options}
+    asked = {"prompts": prompts, "args": args, "length": length, "options": usual}
+    return asked if adapters is None else asked | {"adapters": adapters}

@@ -4,11 +4,11 @@ import json
 import sys
 
 
-def main():
+def answered(asked):
+    """What an engine that is started for it answers."""
     from vllm import LLM, SamplingParams
     from vllm.v1.engine.input_processor import InputProcessor
 
-    asked = json.load(sys.stdin)
     llm = LLM(**asked["options"])
     lora = None
     if "adapters" in asked:  # of each request: a name and a folder, or None
@@ -40,8 +40,9 @@ def main():
             "forwards": sum("forward" in vars(module) for module in runner.model.modules()),
             "buffers": sum("emosteer" in name for name, _ in runner.model.named_buffers()),
         }
-    print(json.dumps(found))
+    llm.llm_engine.engine_core.shutdown()
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps(answered(json.load(sys.stdin))))

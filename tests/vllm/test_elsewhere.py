@@ -1,4 +1,4 @@
-"""Other ways of running an engine, each in a process of its own: the tokens stay what they are."""
+"""Other ways of running an engine, each with one of its own: the tokens stay what they are."""
 
 import copy
 import json
@@ -37,9 +37,8 @@ def test_drafts_are_steered_as_what_they_are(elsewhere, tmp_path):
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes want two processors")
-@pytest.mark.parametrize("kind", ["tensor", "pipeline"])
-def test_two_processes_with_half_a_model_each(elsewhere, tmp_path, kind):
-    """Half of each block; or half of the blocks, steered on both sides of the cut."""
+def test_two_processes_with_half_of_the_blocks_each(elsewhere, tmp_path):
+    """Steered on both sides of the cut. Half of each block: `tests/sweep/test_vllm.py`."""
     model = tiny(tmp_path / "model")
     bank = random_bank(model)
     bank.save(tmp_path / "bank.safetensors")
@@ -51,11 +50,13 @@ def test_two_processes_with_half_a_model_each(elsewhere, tmp_path, kind):
         es.rotate("proud", 50),
     ]
     args = [None if one is None else params(one, layers=[1, 2], positions="-1:") for one in programs]
-    # A second stage waits for buffers that vLLM makes as it warms up, which on a CPU it leaves out for CI.
-    warm = {"VLLM_CPU_CI_ENV": "0"} if kind == "pipeline" else {}
     found = elsewhere(
-        prompts, args, 8, model=str(tmp_path / "model"), skip_tokenizer_init=True, **{f"{kind}_parallel_size": 2},
-        environment={"VLLM_CPU_OMP_THREADS_BIND": "0|1", "VLLM_ENABLE_V1_MULTIPROCESSING": "1", **warm},
+        prompts, args, 8, model=str(tmp_path / "model"), skip_tokenizer_init=True, pipeline_parallel_size=2,
+        environment={
+            "VLLM_CPU_OMP_THREADS_BIND": "0|1",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+            "VLLM_CPU_CI_ENV": "0",  # a second stage waits for buffers that vLLM makes as it warms up
+        },
         compilation_config={"backend": "eager"},
         additional_config={"emosteer": {"banks": {"random": str(tmp_path / "bank.safetensors")}}},
     )  # fmt: skip
@@ -63,7 +64,7 @@ def test_two_processes_with_half_a_model_each(elsewhere, tmp_path, kind):
         assert tokens == greedy(model, bank, program, prompt, slice(-1, None))
 
 
-def test_an_adapter_has_a_default_of_its_own(elsewhere, tmp_path):
+def test_an_adapter_has_a_default_of_its_own(anew, tmp_path):
     """What a request does that does not say: its adapter's program, the engine's where it has none or no adapter."""
     model = tiny(tmp_path / "model")
     bank = random_bank(model)
@@ -83,7 +84,7 @@ def test_an_adapter_has_a_default_of_its_own(elsewhere, tmp_path):
         (None, "none", None),
     ]
     prompts = [[7, 8, 9, 10 + k] for k in range(len(requests))]
-    found = elsewhere(
+    found = anew(
         prompts,
         [None if said is None else params(said, layers=[1, 2]) for _, said, _ in requests],
         8,

@@ -63,7 +63,7 @@ def same(found, wanted, scores):
 
 def test_each_request_is_that_of_transformers_under_its_own_program(engine, model, bank, prompts):
     """64 programs at two sets of layers and three kinds of positions; chunked prefill, preemption and resumption."""
-    length = 20
+    length = 12
     asked = [(program, LAYERS[k % 2], POSITIONS[k // 2 % 3]) for k, program in enumerate(programs())]
     before = engine.preemptions()
     there = engine.tokens(prompts, [params(p, layers=l, positions=at) for p, l, at in asked], length)
