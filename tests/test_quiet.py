@@ -11,6 +11,10 @@ NOISE = re.compile(r"warn|deprecat|failed to load|torchao|^[WE]\d{4} ", re.IGNOR
 FIRST_USE = """
 import emosteer as es
 es.load(FOLDER)
+metrics = [es.metrics.text(), es.metrics.choices([" good", " rather bad"])]
+asked = dict(prompts=["One", "Another one"], programs=[es.add("calm", 0.1)], metrics=metrics)
+sweep = es.Sweep(model=FOLDER, bank=es.Bank.load(BANK), **asked)
+assert not sweep.run(FOLDER + "/run", progress=False).status().failed
 """
 COMMANDS = "from emosteer.cli import main; main()"
 
@@ -27,13 +31,17 @@ def said(*arguments, **environment):
     return done.stdout + done.stderr
 
 
-def test_loading_a_model(tiny_llama, tmp_path):
-    """The first import of transformers' models, which imports torchao where it is installed."""
+def test_first_use(tiny_llama, tmp_path):
+    """The first import of transformers' models, which imports torchao where it is installed; a sweep, with caches."""
+    from tests.steering.conftest import random_bank
+
     pytest.importorskip("torchao")
     model, tok = tiny_llama
     model.save_pretrained(tmp_path)
     tok.save_pretrained(tmp_path)
-    text = said("-c", FIRST_USE.replace("FOLDER", repr(str(tmp_path))))
+    random_bank(model).save(tmp_path / "bank.safetensors")
+    code = FIRST_USE.replace("FOLDER", repr(str(tmp_path)))
+    text = said("-c", code.replace("BANK", repr(str(tmp_path / "bank.safetensors"))))
     assert not NOISE.search(text), text
 
 

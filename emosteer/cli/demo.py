@@ -112,15 +112,20 @@ def _steered(model: Any, tok: Any, bank: Any, es: Any) -> dict[str, str]:
 def _cost(model: Any, bank: Any, es: Any, rounds: int = 9) -> float:
     """Median over rounds of a steered decode step's time over an unsteered one's, run in turn."""
     import torch
+    from transformers import DynamicCache
+
+    from emosteer.models.caches import as_argument
 
     ids = torch.randint(10, 1000, (16, 1))
     ratios = []
+    cache = DynamicCache(config=model.config)
+    given = as_argument(model, cache)
     with torch.no_grad():
-        cache = model(input_ids=ids.repeat(1, 16), use_cache=True, logits_to_keep=1).past_key_values
+        model(input_ids=ids.repeat(1, 16), use_cache=True, logits_to_keep=1, **given)
 
         def step() -> float:
             start = time.perf_counter()
-            model(input_ids=ids, past_key_values=cache, use_cache=True)
+            model(input_ids=ids, use_cache=True, **given)
             cache.crop(-1)
             return time.perf_counter() - start
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -56,7 +57,8 @@ class Filled:
         before = _cache_of(call)
         if not self._silent and before is not None:
             return
-        after = _cache_of(output) if hasattr(output, "get") else None
+        # By its own names: asked for one of an older version, transformers answers with a warning.
+        after = _cache_of({name: output[name] for name in output}) if hasattr(output, "get") else None
         after = before if after is None else after
         held = 0 if before is None else self._counted.get(_key(before))
         if after is not None and held is not None and _told(after) is None:
@@ -69,6 +71,12 @@ def _cache_of(named: Any) -> Any:
         if cache is not None and not isinstance(cache, (Tensor, bool)):
             return tuple(cache) if name in KEYS and isinstance(cache, list) else cache
     return None
+
+
+def as_argument(model: Any, cache: Any) -> dict[str, Any]:
+    """A cache of keys as the argument that a model's forward takes it in."""
+    names = inspect.signature(model.forward).parameters
+    return {next((name for name in reversed(KEYS) if name in names), KEYS[0]): cache}
 
 
 def given(call: dict[str, Any]) -> Any:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from emosteer.models.blocks import find_decoder, probing
+from emosteer.models.caches import as_argument
 from emosteer.models.patching import Patches, evaluating, first_tensor, unwrap, with_first_tensor
 from emosteer.models.scoring import device_of
 
@@ -95,14 +96,15 @@ class Passes:
         if self._wanted is not None and self.decoder.depth - 1 not in self._watch:
             few = 2 * len(self._wanted) <= ids.numel()  # else picking them out costs more than it saves
             self.trimming.wanted = self._wanted if few else None
-        extra = {} if wanted is not None else {"logits_to_keep": 1}
+        extra = as_argument(self.model, cache)
+        if wanted is None:
+            extra["logits_to_keep"] = 1
         try:
             with evaluating(self.model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
                 logits = self.model(
                     input_ids=ids.to(self.device),
                     attention_mask=mask,
                     position_ids=position_ids,
-                    past_key_values=cache,
                     use_cache=cache is not None,
                     **extra,
                 ).logits
