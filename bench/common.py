@@ -57,8 +57,10 @@ def machine(packages: tuple[str, ...] = PACKAGES) -> str:
         (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
         platform.processor(),
     )
+    card = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
     return (
-        f"{cpu}, {torch.get_num_threads()} threads, Python {platform.python_version()}, {versions(packages)}"
+        f"{card}{cpu}, {torch.get_num_threads()} threads, Python {platform.python_version()}, "
+        f"{versions(packages)}"
     )
 
 

@@ -1,9 +1,9 @@
 """Steered vLLM beside vLLM without banks, in turn: `python bench/vllm_steering.py` (with vLLM installed; minutes).
 
-Two engines of the built-in model, each compiled as vLLM compiles on this machine, answer the same prompts in turn,
-round by round: vLLM as it is, and vLLM with banks, its requests unsteered, all under one program at ten layers or at
-all thirty, or each under a program of its own. Texts have a fixed length, so a ratio of times is one of throughput,
-upside down. Last what the host does before a pass of 256 requests, without a model.
+Two engines of one model, the built-in one by default, each compiled as vLLM compiles on this machine, answer the same
+prompts in turn, round by round: vLLM as it is, and vLLM with banks, its requests unsteered, all under one program at
+a third of the layers or at all, or each under a program of its own. Texts have a fixed length, so a ratio of times is
+one of throughput, upside down. Writes bench/results/<name>.csv.
 """
 
 from __future__ import annotations
@@ -49,38 +49,12 @@ def seconds(llm, asked, length):
     return perf_counter() - start
 
 
-def host_times(bank, rounds):
-    """Seconds before a pass of 256 requests, each with its program: the same as before, and all of them new."""
-    import torch
-
-    from emosteer.vllm import params
-    from emosteer.vllm.asking import Asked
-    from emosteer.vllm.deployment import Deployment
-    from emosteer.vllm.rows import Rows
-    from emosteer.vllm.settings import Settings
-    from emosteer.vllm.tokens import TokenRows
-
-    cpu = torch.device("cpu")
-    deployment = Deployment(Settings.read({"banks": {"random": bank}}), 30, 576)
-    tokens = TokenRows(Rows(deployment, 2 * MANY, cpu), 2048, MANY, cpu)
-    programs = [deployment.placed(Asked.of(params(f"calm +{k}"))) for k in range(1, 4 * MANY + 1)]
-    starts, places = torch.arange(MANY + 1, dtype=torch.int32), torch.full((2048,), 50)
-
-    def fill(batch):
-        start = perf_counter()
-        tokens.fill(batch, [10] * MANY, starts, places, MANY)
-        return perf_counter() - start
-
-    batches = [programs[k * MANY : (k + 1) * MANY] for k in range(4)]
-    fill(batches[0])
-    same = [fill(batches[0]) for _ in range(20 * rounds)]
-    new = [fill(batches[(k + 1) % 4]) for k in range(rounds)]
-    return same, new
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--name", default="vllm", help="of the file in bench/results/")
     parser.add_argument(
         "--traced", action="store_true", help="the formula in the graph instead of the operator"
     )
@@ -94,13 +68,13 @@ def main():
     print(machine(VERSIONS))
     with tempfile.TemporaryDirectory() as folder:
         bank = str(Path(folder) / "bank.safetensors")
-        random_bank(es.load("smollm2")[0]).save(bank)
-        same, new = host_times(bank, options.rounds)
+        random_bank(es.load(options.model)[0]).save(bank)
         from vllm import LLM
 
         usual = dict(
-            model=folder_of("smollm2"), dtype="float32", max_model_len=128, max_num_seqs=MANY,
+            model=folder_of(options.model), dtype=options.dtype, max_model_len=128, max_num_seqs=MANY,
             skip_tokenizer_init=True, enable_prefix_caching=False, kv_cache_memory_bytes=1 << 30,
+            gpu_memory_utilization=0.4,  # both at once
         )  # fmt: skip
         settings = {"emosteer": {"banks": {"random": bank}, "traced": options.traced}}
         engines = {"vanilla": LLM(**usual), "steered": LLM(**usual, additional_config=settings)}
@@ -109,8 +83,8 @@ def main():
         cases = {
             "vanilla": ("vanilla", [None] * REQUESTS, LENGTH),
             "idle": ("steered", [None] * REQUESTS, LENGTH),
-            "one program, ten layers": ("steered", [one] * REQUESTS, LENGTH),
-            "one program, thirty layers": ("steered", [everywhere] * REQUESTS, LENGTH),
+            "one program, a third of the layers": ("steered", [one] * REQUESTS, LENGTH),
+            "one program, all layers": ("steered", [everywhere] * REQUESTS, LENGTH),
             "256 requests, one program": ("steered", [one] * MANY, SHORT),
             "256 requests, 256 programs": ("steered", own, SHORT),
         }
@@ -127,20 +101,18 @@ def main():
             )
     sides = [
         ("idle", "vanilla"),
-        ("one program, ten layers", "vanilla"),
-        ("one program, thirty layers", "vanilla"),
+        ("one program, a third of the layers", "vanilla"),
+        ("one program, all layers", "vanilla"),
         ("256 requests, 256 programs", "256 requests, one program"),
     ]
     form = "traced" if options.traced else "operator"
     results = [Result(form, side, against, times[side], times[against]) for side, against in sides]
-    results.append(Result("host, a pass of 256 requests", "the same requests as before", "", same, []))
-    results.append(Result("host, a pass of 256 requests", "256 new programs", "", new, []))
     for result in results:
         row = result.row()
         print(
             f"{row['case']:30} {row['side']:30} {row['median_us']:>12} µs  {row['ratio_median']} of {row['against']}"
         )
-    print(save("vllm_traced" if options.traced else "vllm", results, VERSIONS))
+    print(save(options.name, results, VERSIONS))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
-# Twenty requests at a time in room for half of them at full length, sixty-four tokens a pass.
+# Twenty requests at a time in room for half of them at full length, sixty-four tokens a pass; a fifth of a GPU's
+# memory, since several engines of a run share one.
 OPTIONS = {
     "dtype": "float32",
     "max_model_len": 192,
@@ -39,6 +40,7 @@ OPTIONS = {
     "max_num_batched_tokens": 64,
     "block_size": 32,
     "num_gpu_blocks_override": 13,
+    "gpu_memory_utilization": 0.2,
     "disable_log_stats": False,
     "seed": 0,
 }

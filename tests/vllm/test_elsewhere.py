@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import emosteer as es
 from emosteer.vllm import params
+from tests.devices import DEVICES
 from tests.steering.conftest import random_bank
 
 
@@ -36,7 +36,7 @@ def test_drafts_are_steered_as_what_they_are(elsewhere, tmp_path):
     assert unsteered < 4
 
 
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes want two processors")
+@pytest.mark.skipif(DEVICES < 2, reason="two processes want two devices")
 def test_two_processes_with_half_of_the_blocks_each(elsewhere, tmp_path):
     """Steered on both sides of the cut. Half of each block: `tests/sweep/test_vllm.py`."""
     model = tiny(tmp_path / "model")

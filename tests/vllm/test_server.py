@@ -43,7 +43,7 @@ def running(bank_file, tmp_path_factory, unused_port):
         "--bank", f"random={bank_file}", "--default", DEFAULT, "--slots", "3", "--port", str(unused_port),
         "--readable", "5,15",
         "--dtype", "float32", "--max-model-len", "192", "--max-num-seqs", "20", "--max-num-batched-tokens", "64",
-        "--enforce-eager",
+        "--enforce-eager", "--gpu-memory-utilization", "0.2",
     ]  # fmt: skip
     command = [sys.executable, "-c", "from emosteer.cli import main; main()", "serve", "smollm2", *options]
     environment = {**os.environ, **ENVIRONMENT, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
