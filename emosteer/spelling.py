@@ -229,33 +229,45 @@ def layers(text: Any) -> Any:
 
 
 def positions(text: str) -> Any:
-    """What `es.steer` takes as `positions`, from "all", "prompt", "generated" or a slice such as "-1:" or "0:40:2".
+    """What `es.steer` takes as `positions`, from "all", "prompt", "generated", a slice such as "-1:" or "0:40:2", or a
+    mask over positions, "mask:0110": one digit a token of the text, 0 for all that follow.
 
     Raises:
         ValueError: what came and what is understood.
     """
     if text in ("all", "prompt", "generated"):
         return text
-    parts = text.split(":") if isinstance(text, str) else []
+    first, *others = text.split(":") if isinstance(text, str) else [""]
+    if first == "mask" and len(others) == 1 and others[0] and not others[0].strip("01"):
+        import torch
+
+        return torch.frombuffer(bytearray(others[0], "ascii"), dtype=torch.uint8) == ord("1")
     try:
-        if 2 <= len(parts) <= 3:
-            return slice(*(int(part) if part.strip() else None for part in parts))
+        if 1 <= len(others) <= 2:
+            return slice(*(int(part) if part.strip() else None for part in (first, *others)))
     except ValueError:
         pass
-    raise ValueError(f'positions must be "all", "prompt", "generated" or a slice such as "-1:", got {text!r}')
+    raise ValueError(
+        f'positions must be "all", "prompt", "generated", a slice such as "-1:" or "mask:0110", got {text!r:.80}'
+    )
 
 
 def spelled_positions(spec: Any) -> str:
     """The text that `positions` reads back.
 
     Raises:
-        TypeError: neither a word nor a slice: a mask belongs to one text and is not spelled.
+        TypeError: neither a word, a slice nor a mask over the positions of one text.
     """
     if isinstance(spec, str):
         return spec
     if isinstance(spec, slice):
         parts = [spec.start, spec.stop] + ([spec.step] if spec.step is not None else [])
         return ":".join("" if part is None else str(part) for part in parts)
-    raise TypeError(
-        f'positions must be "all", "prompt", "generated" or a slice here, got {type(spec).__name__}'
-    )
+    import torch
+
+    mask = torch.as_tensor(spec)
+    if mask.dtype != torch.bool or mask.ndim != 1 or not len(mask):
+        raise TypeError(
+            f"a mask over positions must here be bool and of one text, [T], got {mask.dtype} {list(mask.shape)}"
+        )
+    return "mask:" + (mask.cpu().to(torch.uint8) + ord("0")).numpy().tobytes().decode()

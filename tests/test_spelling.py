@@ -4,6 +4,7 @@ import math
 import re
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -107,8 +108,9 @@ def test_verbs_are_refused_with_what_to_write(verbs, text):
 def test_what_is_no_text():
     with pytest.raises(TypeError, match="must be a text"):
         spelling.program(["calm", 0.1])
-    with pytest.raises(TypeError, match="slice here, got list"):
-        spelling.spelled_positions([True])
+    for bad in ([1, 2], [[True, False]], [True][:0], 3):
+        with pytest.raises(TypeError, match="must here be bool and of one text"):
+            spelling.spelled_positions(bad)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +120,30 @@ def test_positions(spec):
     assert spelling.positions(spelling.spelled_positions(spec)) == spec
 
 
-@pytest.mark.parametrize("text", ["", "some", "1", "a:b", "1:2:3:4", None, 3])
+def test_masks():
+    mask = torch.tensor([False, True, True, False])
+    assert spelling.spelled_positions(mask) == spelling.spelled_positions(mask.tolist()) == "mask:0110"
+    assert torch.equal(spelling.positions("mask:0110"), mask)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "some",
+        "1",
+        "a:b",
+        "1:2:3:4",
+        None,
+        3,
+        "mask:",
+        "mask:012",
+        "mask:01:1",
+        "mask: 1",
+        "mask:+1",
+        "mask",
+    ],
+)
 def test_no_positions(text):
     with pytest.raises(ValueError, match="positions must be"):
         spelling.positions(text)

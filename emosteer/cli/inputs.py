@@ -11,6 +11,7 @@ from typing import Any
 MODEL = "smollm2, a folder, a GGUF file, or a model of the Hub."
 BANK = "A bank file; by default the shipped emotions, extracted from the model once."
 LAYERS = "middle, all, 14, 12-21, 3,7,11, or a fraction of the depth: 0.66."
+POSITIONS = "all, prompt, generated, a slice (-1:) or a mask over positions (mask:0110)."
 
 
 def model_and_bank(model: str, bank: Path | None, concepts: Sequence[str] = ()) -> tuple[Any, Any, Any]:
@@ -47,6 +48,16 @@ def layers(text: str) -> Any:
         raise ValueError(f"--{error}") from None
 
 
+def positions(text: str) -> Any:
+    """The option `--positions` as `es.steer` takes it."""
+    from emosteer import spelling
+
+    try:
+        return spelling.positions(text)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from None
+
+
 def named_files(values: Sequence[str]) -> dict[str, str]:
     """Name → file, of options like `emotions=bank.safetensors`, or a file that gives its own name.
 
@@ -56,7 +67,8 @@ def named_files(values: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for value in values:
         name, equals, file = value.partition("=")
-        name, file = (name, file) if equals else (Path(value).stem, value)
+        if not equals or Path(value).is_file():  # a file may have "=" in its path
+            name, file = Path(value).stem, value
         if name in found:
             raise ValueError(f"--bank: two banks are called {name!r}; give them names: --bank first={file}")
         found[name] = file

@@ -25,7 +25,7 @@ def steer(
     temperature: float = typer.Option(0.0, min=0.0, help="0: greedy."),
     seed: int = typer.Option(0, help="Of the sampling."),
     layers: str = typer.Option("middle", help=inputs.LAYERS),
-    positions: str = typer.Option("all", help="all, prompt or generated."),
+    positions: str = typer.Option("all", help=inputs.POSITIONS),
     model: str = typer.Option("smollm2", help=inputs.MODEL),
     bank: Path = typer.Option(None, help=inputs.BANK),  # noqa: B008
     json_: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
@@ -46,7 +46,7 @@ def steer(
         raise ValueError(
             'give a program: --program "calm +0.1", --add calm=0.1, --cap desperate=0, --ablate sad, …'
         )
-    at = inputs.layers(layers)
+    at, where = inputs.layers(layers), inputs.positions(positions)
     loaded, tok, directions = inputs.model_and_bank(model, bank, asked.names)
     text = prompt
     if chat:
@@ -56,7 +56,7 @@ def steer(
     found = tok([text, text], return_tensors="pt", add_special_tokens=not chat)
     sampling = {"do_sample": temperature > 0, **({"temperature": temperature} if temperature > 0 else {})}
     torch.manual_seed(seed)
-    with es.steer(loaded, directions, [None, asked], layers=at, positions=positions):
+    with es.steer(loaded, directions, [None, asked], layers=at, positions=where):
         out = loaded.generate(
             **found.to(loaded.device), max_new_tokens=tokens, pad_token_id=tok.pad_token_id, **sampling
         )

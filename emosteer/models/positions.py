@@ -97,6 +97,15 @@ def masked(position: Tensor, row: Tensor, mask: Tensor) -> Tensor:
     return inside & mask[of, at]
 
 
+def edges(mask: Tensor) -> Tensor:
+    """int64 `[2·runs]`: where the runs of a mask `[T]` begin and end, ascending.
+
+    A position lies inside where an odd number of edges is not beyond it.
+    """
+    off = mask.new_zeros(1)
+    return torch.cat([off, mask, off]).to(torch.int8).diff().nonzero()[:, 0]
+
+
 def _numbers(spec: slice) -> tuple[int, int, int, int, int]:
     for name in ("start", "stop", "step"):
         value = getattr(spec, name)
@@ -114,7 +123,7 @@ def _mask(spec: Any, rows: int) -> Tensor:
     mask = torch.as_tensor(spec)
     if mask.dtype != torch.bool:
         raise TypeError(f"a positions mask must be bool, got {str(mask.dtype).removeprefix('torch.')}")
-    if mask.ndim not in (1, 2) or (mask.ndim == 2 and mask.shape[0] != rows):
+    if mask.ndim not in (1, 2) or (mask.ndim == 2 and mask.shape[0] != rows) or not mask.shape[-1]:
         raise ValueError(
             f"a positions mask must have shape [T] or [{rows}, T], one row a program, got {list(mask.shape)}"
         )

@@ -35,8 +35,9 @@ PROGRAM, BANK, LAYERS, POSITIONS, RELATIVE, PROMPT = (
 )
 WITH_PROGRAM = (BANK, LAYERS, POSITIONS, RELATIVE)
 KEYS = (PROGRAM, *WITH_PROGRAM, PROMPT, *READ_KEYS)
-# Entries of a list of layers, and characters of a name; what is longer is refused before it is looked at.
-MOST_LAYERS, LONGEST_NAME = 1000, 1000
+# Entries of a list of layers, and characters of a name and of positions (a mask has one a token); what is longer is
+# refused before it is looked at.
+MOST_LAYERS, LONGEST_NAME, LONGEST_POSITIONS = 1000, 1000, 100_000
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Asked:
         program: what is done; None: what the engine does by default.
         bank: name of the bank, as the engine's settings give it; None: the only one.
         layers: as `es.steer` takes them, lists as tuples.
-        positions: "all", "prompt", "generated" or a slice as text (`spelling.positions`).
+        positions: "all", "prompt", "generated", a slice or a mask, as text (`spelling.positions`).
         relative: strengths and bounds are fractions of each token's own norm.
         prompt: tokens that count as the prompt; None: all that were given.
         reads: what is read; None: nothing.
@@ -146,7 +147,8 @@ def params(
             leaves it with that.
         bank: name of the bank, where the engine has several.
         layers: "middle", "all", numbers, fractions of the depth, several; or a text such as "12-21".
-        positions: "all", "prompt", "generated" or a slice; or a text such as "-1:".
+        positions: "all", "prompt", "generated", a slice or a bool mask over positions `[T]`; or a text such as "-1:"
+            or "mask:0110".
         relative: strengths and bounds are fractions of each token's own norm.
         prompt: how many tokens count as the prompt; what follows them in what is given counts as generated.
         read: concepts to read.
@@ -232,8 +234,10 @@ def _layers(given: Any, key: str = LAYERS) -> Any:
 
 
 def _positions(given: Any, key: str = POSITIONS) -> str:
-    if not isinstance(given, str) or len(given) > LONGEST_NAME:
+    if not isinstance(given, str):
         raise TypeError(f'{key} must be a text such as "generated" or "-1:", got {_short(given)}')
+    if len(given) > LONGEST_POSITIONS:
+        raise ValueError(f"{key} of {len(given):,} characters is too long: at most {LONGEST_POSITIONS:,}")
     try:
         numbers = Positions(spelling.positions(given), 1).numbers
     except (TypeError, ValueError) as error:

@@ -14,7 +14,7 @@ from torch import Tensor
 from emosteer._version import __version__
 from emosteer.bank import Bank
 from emosteer.models.blocks import resolve_layers
-from emosteer.models.positions import Positions
+from emosteer.models.positions import Positions, edges
 from emosteer.models.table_rows import packed
 from emosteer.ops import SteerTable
 from emosteer.steering import _layers as layers_of
@@ -26,6 +26,8 @@ from .settings import Settings
 
 # Of the operator and the layout of its rows, for the key of compile caches.
 OPERATOR_VERSION = 2
+# Characters of positions; what asks for more, a mask over a long text, is not remembered.
+LONGEST_REMEMBERED = 1000
 # Bits of a word of a row that say at which layers it acts.
 WORD_BITS = 32
 
@@ -38,6 +40,7 @@ class Placed:
         row: the words of its row of the table (`Deployment.row_words`); equal programs have equal rows.
         numbers: `Positions.numbers`, where it acts.
         where: the same as the bytes of int64.
+        edges: `positions.edges` of a mask over positions, as bytes of int64; None: no mask.
         needs_prompt: whether the length of the prompt matters for that.
         digest: of everything that its keys and values depend on, the prompt's length excepted.
     """
@@ -45,6 +48,7 @@ class Placed:
     row: bytes
     numbers: tuple[int, int, int, int, int]
     where: bytes
+    edges: bytes | None
     needs_prompt: bool
     digest: str
 
@@ -114,17 +118,30 @@ class Deployment:
                 f"between machines, or has changed since"
             )
         self._known = lru_cache(maxsize=4096)(self._placed)
-        self.reads = lru_cache(maxsize=4096)(self._reads)
+        self._known_reads = lru_cache(maxsize=4096)(self._reads)
         for asked in settings.defaults:
             self.placed(asked)
 
     def placed(self, asked: Asked) -> Placed | None:
-        """A request's program as kernels read it; None for the empty program. Remembered.
+        """A request's program as kernels read it; None for the empty program. Remembered, unless it is long.
 
         Raises:
             ValueError: an unknown bank, concept or layer, too many directions, or a bank without a unit of length.
         """
-        return self._known(replace(asked, prompt=None, reads=None))
+        asked = replace(asked, prompt=None, reads=None)
+        return (self._known if len(asked.positions) <= LONGEST_REMEMBERED else self._placed)(asked)
+
+    def reads(self, asked: Asked) -> PlacedReads | None:
+        """What is to be read, as the engine finds it; None for nothing. Remembered, unless it is long.
+
+        Raises:
+            ValueError: an unknown bank, concept or layer, or a bank without what the unit needs.
+        """
+        reads = asked.reads
+        if reads is None:
+            return None
+        asked = replace(asked, program=None, layers="middle", positions="all", relative=False, prompt=None)
+        return (self._known_reads if len(reads.positions) <= LONGEST_REMEMBERED else self._reads)(asked)
 
     def directions(self, layer: int) -> Tensor:
         """float32 `[K, D]`: all directions of all banks at a layer; of banks that lack the layer any unit vector."""
@@ -183,24 +200,22 @@ class Deployment:
             words[1 + layer // WORD_BITS] |= 1 << layer % WORD_BITS
         row = (record + struct.pack(f"{len(words)}I", *words)).ljust(4 * self.row_words, b"\0")
         positions = Positions(asked.spec, 1)
-        identity = json.dumps([self.digest, row.hex(), positions.numbers])
+        inside = None if positions.mask is None else edges(positions.mask[0]).numpy().tobytes()
+        identity = json.dumps(
+            [self.digest, row.hex(), positions.numbers, None if inside is None else inside.hex()]
+        )
         return Placed(
             row,
             positions.numbers,
             struct.pack("5q", *positions.numbers),
+            inside,
             positions.needs_prompt,
             hashlib.blake2b(identity.encode(), digest_size=16).hexdigest(),
         )
 
-    def _reads(self, asked: Asked) -> PlacedReads | None:
-        """What is to be read, as the engine finds it; None for nothing. `reads` remembers it.
-
-        Raises:
-            ValueError: an unknown bank, concept or layer, or a bank without what the unit needs.
-        """
+    def _reads(self, asked: Asked) -> PlacedReads:
         reads = asked.reads
-        if reads is None:
-            return None
+        assert reads is not None
         if not self.readable:
             raise ValueError(
                 f'{READ}: this engine reads nothing; start it with the setting "readable", such as "readable": 0.66'

@@ -12,7 +12,7 @@ from torch import Tensor
 from emosteer.bank import Bank
 from emosteer.models.blocks import resolve_layers
 from emosteer.models.capture import layer_at_two_thirds
-from emosteer.models.positions import Positions
+from emosteer.models.positions import Positions, edges
 from emosteer.zscores import ZScores
 
 from .reads import READ, READ_BANK, READ_LAYERS, Reads
@@ -29,6 +29,7 @@ class PlacedReads:
         offset, scale: float64 `[L·C]`; a reading is `(<x, v> − offset) · scale`.
         bounds: float64 `[L·C]`, ∞ where none is.
         numbers: `Positions.numbers` of the places.
+        edges: `positions.edges` of a mask over them, or None.
     """
 
     asked: Reads
@@ -38,6 +39,7 @@ class PlacedReads:
     scale: np.ndarray
     bounds: np.ndarray
     numbers: tuple[int, int, int, int, int]
+    edges: np.ndarray | None
 
     @classmethod
     def of(cls, reads: Reads, bank: Bank, first: int, readable: Sequence[int], depth: int) -> PlacedReads:
@@ -59,7 +61,7 @@ class PlacedReads:
             units = [_unit(bank, layer, reads, columns) for layer in layers]
         except ValueError as error:
             raise ValueError(f"{READ}: {error}") from None
-        bounds = dict(reads.stop_at)
+        bounds, positions = dict(reads.stop_at), Positions(reads.spec, 1)
         return cls(
             reads,
             layers,
@@ -67,14 +69,18 @@ class PlacedReads:
             torch.cat([offset for offset, _ in units]).numpy(),
             torch.cat([scale for _, scale in units]).numpy(),
             np.array([bounds.get(concept, np.inf) for concept in reads.concepts] * len(layers)),
-            Positions(reads.spec, 1).numbers,
+            positions.numbers,
+            None if positions.mask is None else edges(positions.mask[0]).numpy(),
         )
 
     def places(self, place: np.ndarray, prompt: int) -> np.ndarray:
         """Bool: which of these places in a text with a prompt of so many tokens are read."""
         start, from_end, stop, to_end, step = self.numbers
         first = max(start + from_end * prompt, 0)
-        return (place >= first) & (place < stop + to_end * prompt) & ((place - first) % step == 0)
+        found = (place >= first) & (place < stop + to_end * prompt) & ((place - first) % step == 0)
+        if self.edges is not None:
+            found &= np.searchsorted(self.edges, place, side="right") % 2 == 1
+        return found
 
 
 def _layers(reads: Reads, bank: Bank, readable: Sequence[int], depth: int) -> tuple[int, ...]:

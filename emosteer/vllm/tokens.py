@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emosteer.models.positions import chosen
+from emosteer.models.positions import ENDLESS, chosen
 from emosteer.models.staging import Ring
 
 from .deployment import Placed
@@ -20,6 +20,9 @@ TRIAL = 8
 # Numbers of a request: its row, the length of its prompt, `Positions.numbers`; the last do not matter where no row is.
 _COLUMNS = 7
 _NOWHERE = np.array([0, 0, 0, 0, 1], dtype=np.int64).tobytes()
+# Of the edges of masks: those of request `r` are counted from `r · _APART`; without a mask all positions lie inside.
+_APART = 2 * ENDLESS
+_INSIDE = np.array([0, ENDLESS], dtype=np.int64).tobytes()
 
 
 class TokenRows:
@@ -51,7 +54,11 @@ class TokenRows:
         host = torch.zeros((max(requests, TRIAL), _COLUMNS), dtype=torch.int64)
         self._staged = host.numpy()
         self._numbers = host.to(device)
-        self._ring = None if device.type == "cpu" else Ring(host, device, depth=2 * in_flight)
+        self._depth = 2 * in_flight
+        self._ring = None if device.type == "cpu" else Ring(host, device, depth=self._depth)
+        self._edges = host.new_empty(0).to(device)
+        self._edges_ring: Ring | None = None
+        self._edges_count: int | None = None  # of the requests whose numbers are there; None: none has a mask
 
     def fill(
         self,
@@ -82,6 +89,9 @@ class TokenRows:
         request = torch.searchsorted(starts[1 : count + 1], self._token[:tokens], right=True, out_int32=True)
         row, prompt, *where = self._numbers[request].unbind(1)
         keep = chosen(positions[:tokens], prompt, where)
+        if self._edges_count is not None:
+            at = request.long() * _APART + positions[:tokens]
+            keep &= torch.searchsorted(self._edges[: self._edges_count], at, right=True) % 2 == 1
         self.value[:tokens] = torch.where(keep, row, NO_ROW)
         if self._filled > tokens:
             self.value[tokens : self._filled] = NO_ROW
@@ -98,6 +108,25 @@ class TokenRows:
             self._numbers[:count] = given
         else:
             self._ring.send(given, self._numbers[:count])
+        self._edges_count = None
+        if any(one is not None and one.edges is not None for one in placed):
+            self._send_edges([_INSIDE if one is None or one.edges is None else one.edges for one in placed])
+
+    def _send_edges(self, of: Sequence[bytes]) -> None:
+        """Where the runs of the masks begin and end, one request behind the other: ascending all over."""
+        counts = [len(one) // 8 for one in of]
+        apart = np.repeat(np.arange(len(of), dtype=np.int64) * _APART, counts)
+        given = torch.from_numpy(np.frombuffer(b"".join(of), dtype=np.int64) + apart)
+        if len(given) > len(self._edges):
+            room = torch.empty(1 << (len(given) - 1).bit_length(), dtype=torch.int64)
+            device = self._edges.device
+            self._edges = room.to(device)
+            self._edges_ring = None if device.type == "cpu" else Ring(room, device, depth=self._depth)
+        if self._edges_ring is None:
+            self._edges[: len(given)] = given
+        else:
+            self._edges_ring.send(given, self._edges[: len(given)])
+        self._edges_count = len(given)
 
     def clear(self) -> None:
         """The next pass is nobody's, or nobody's in it is steered."""

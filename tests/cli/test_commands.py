@@ -95,10 +95,11 @@ def test_steer(command, bank):
 def test_steer_is_what_the_library_does(command, bank, smollm2):
     model, tok = smollm2
     done = command(
-        "steer", "It was", "--add", "calm=0.3", "--layers", 20, "--tokens", 8, "--bank", bank, "--json"
-    )
+        "steer", "It was", "--add", "calm=0.3", "--layers", 20, "--positions", "mask:011",
+        "--tokens", 8, "--bank", bank, "--json",
+    )  # fmt: skip
     inputs = tok(["It was"], return_tensors="pt")
-    with es.steer(model, es.Bank.load(bank), "calm", 0.3, layers=20):
+    with es.steer(model, es.Bank.load(bank), "calm", 0.3, layers=20, positions=[False, True, True]):
         row = model.generate(**inputs, max_new_tokens=8, do_sample=False, pad_token_id=tok.pad_token_id)[0]
     assert json.loads(done.stdout)["steered"] == tok.decode(
         row[inputs["input_ids"].shape[1] :], skip_special_tokens=True
@@ -210,7 +211,10 @@ def test_layers_as_written():
     assert inputs.layers("middle") == "middle"
 
 
-def test_banks_and_programs_as_written():
+def test_banks_and_programs_as_written(tmp_path):
+    there = tmp_path / "seed=1.safetensors"
+    there.touch()
+    assert inputs.named_files([str(there)]) == {"seed=1": str(there)}
     assert inputs.named_files(["moods=a/b.safetensors", "c/d.safetensors"]) == {
         "moods": "a/b.safetensors",
         "d": "c/d.safetensors",
@@ -237,6 +241,7 @@ def test_errors_are_one_line(capsys, monkeypatch, smollm2, bank, tmp_path):
         (("steer", "x", "--add", "clam=0.1"), "did you mean 'calm'"),  # before anything is extracted
         (("read", "x", "--concept", "clam"), "did you mean 'calm'"),
         (("steer", "x", "--add", "calm=1", "--layers", "a"), "--layers must be like"),
+        (("steer", "x", "--add", "calm=1", "--positions", "mask:2"), "--positions must be"),
         (("steer", "x", "--program", "calm"), "does not say what to do with 'calm'"),
         (("read",), "give the text"),
         (("read", "x", "--bank", tmp_path / "no.safetensors"), "no.safetensors"),

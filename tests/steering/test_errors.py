@@ -49,6 +49,10 @@ def steered(model, bank, *args, **kwargs):
             {"programs": "calm", "strength": 0.1, "positions": torch.ones(2, 4, dtype=torch.bool)},
             r"shape \[T\] or \[1, T\].*\[2, 4\]",
         ),
+        (
+            {"programs": "calm", "strength": 0.1, "positions": torch.ones(0, dtype=torch.bool)},
+            r"shape \[T\] or \[1, T\].*\[0\]",
+        ),
         ({"programs": "calm", "strength": 0.1, "scale": 0.0}, "scale of layer 1 must be a positive number"),
         ({"programs": "calm", "strength": 0.1, "scale": {0: 1.0}}, "scale has no entry for the layers"),
     ],

@@ -3,8 +3,8 @@
 import torch
 
 import emosteer as es
+from emosteer import spelling
 from emosteer.sweep import Work
-from emosteer.sweep.plan.identity import positions_of
 from tests.steering.conftest import streams
 
 
@@ -35,7 +35,7 @@ def steering(sweep, unit):
         sweep._bank,
         [unit.program],
         layers=unit.layers or sweep.bank.layers[:1],
-        positions=positions_of(unit.positions) if unit.layers else "all",
+        positions=spelling.positions(unit.positions) if unit.layers else "all",
     )
 
 

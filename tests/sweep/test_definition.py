@@ -122,7 +122,8 @@ DELETE = object()
         (["prompts"], [[{"role": "user"}]], r"prompts\[0\]\[0\]: got dict .*expected \{role, content\}"),
         (["prompts"], "nowhere.txt", "prompts: .*nowhere.txt cannot be read"),
         (["strengths"], ["much"], r"strengths\[0\]: got str 'much', expected a number"),
-        (["strengths"], 0.1, "strengths: got float 0.1, expected a list of numbers"),
+        (["strengths"], {"from": 0}, "strengths: got dict .* expected a number or a list of numbers"),
+        (["strengths"], "much", r"strengths\[0\]: got str 'much', expected a number"),
         (["seeds"], [1.5], r"seeds\[0\]: got float 1.5, expected an integer"),
         (["layers"], [[1, {}]], r"layers\[0\]\[1\]: got dict"),
         (["positions"], ["most"], r"positions\[0\]: positions must be"),
@@ -146,6 +147,13 @@ DELETE = object()
 def test_errors_name_the_path(folder, definition, path, value, error):
     with pytest.raises(ValueError, match=f"sweep.yaml: {error}"):
         es.Sweep.from_yaml(write(folder, change(definition, path, value)))
+
+
+def test_one_value_stands_for_a_list_of_it(folder, definition):
+    alone = {"strengths": 0.1, "seeds": 3, "layers": "middle", "positions": "-1:"}
+    found = es.Sweep.from_yaml(write(folder, {**definition, **alone}))
+    assert (found.strengths, found.seeds, found.layers) == ((0.1,), (3,), ["middle"])
+    assert found.position_labels == ("-1:",)
 
 
 def test_not_yaml(folder):

@@ -9,7 +9,6 @@ import torch
 
 import emosteer as es
 from emosteer.sweep.plan import Plan, Prompt, arms_of, with_controls
-from emosteer.sweep.plan.identity import positions_label, positions_of
 
 
 def test_every_combination_once(sweep):
@@ -91,16 +90,13 @@ def test_a_billion_units_take_no_memory(bank):
     assert list(itertools.islice(plan, 3)) == first
 
 
-def test_labels_of_positions():
-    mask = torch.tensor([True, False, True])
-    for spec in ("all", "prompt", "generated", slice(-1, None), slice(None, 3), slice(0, 9, 2)):
-        assert positions_of(positions_label(spec)) == spec
-    assert torch.equal(positions_of(positions_label(mask)), mask)
-    for bad in ("most", "a:b", "1:2:3:4", "mask:012"):
-        with pytest.raises(ValueError, match="positions must be"):
-            positions_of(bad)
+def test_labels_of_positions(sweep):
+    made = sweep(positions=["generated", slice(-1, None), torch.tensor([True, False, True])])
+    assert made.position_labels == ("generated", "-1:", "mask:101")
+    with pytest.raises(ValueError, match="positions must be"):
+        sweep(positions=["most"])
     with pytest.raises(TypeError, match="bool"):
-        positions_label(torch.ones(3))
+        sweep(positions=[torch.ones(3)])
 
 
 def test_prompts(sweep, tok):

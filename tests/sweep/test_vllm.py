@@ -13,6 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import emosteer as es
+from tests.devices import DEVICES
 from tests.steering.conftest import random_bank
 
 if not os.environ.get("EMOSTEER_VLLM"):
@@ -23,7 +24,13 @@ PROMPTS = [
     "My neighbour came in and said: I am so",
     "The letter had lain on the table for a week before anyone opened it, and then it was",
 ]
-OPTIONS = {"max_model_len": 128, "max_num_seqs": 24, "kv_cache_memory_bytes": 1 << 26}
+# A fifth of a device: on a GPU several engines of a run share one.
+OPTIONS = {
+    "max_model_len": 128,
+    "max_num_seqs": 24,
+    "kv_cache_memory_bytes": 1 << 26,
+    "gpu_memory_utilization": 0.2,
+}
 
 
 # Without compilers of any kind: vLLM has one for ranks of log-probabilities too.
@@ -150,13 +157,13 @@ def test_the_rows_are_those_of_the_local_engine(sweep, tmp_path):
     assert len({row["text"] for row in steered}) > 2  # or the programs have done nothing, here and there
 
 
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes want two processors")
+@pytest.mark.skipif(DEVICES < 2, reason="two processes want two devices")
 @pytest.mark.usefixtures("_without_compilers")
 def test_fractions_of_the_norm_and_metrics_that_come_later_in_two_processes(sweep, tmp_path, monkeypatch):
     """Half a model each. Greedy text at a fraction of each token's norm; a run with more metrics generates no text."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     programs = [es.add("calm", 0.5), es.ablate("angry") + es.add("joyful", -0.4), es.rotate("proud", 50)]
-    usual = dict(relative=True, programs=programs, positions=["all", "-1:"])
+    usual = dict(relative=True, programs=programs, positions=["all", "mask:0010110111"])
     more = dict(
         metrics=[es.metrics.choices([" good", " bad"]), es.metrics.perplexity(), es.metrics.readings()]
     )
@@ -267,5 +274,3 @@ def test_arguments_that_cannot_be_taken(sweep, model, tmp_path):
         sweep().run(tmp_path / "c", engine="vllm", progress=False, no_such=1)
     with pytest.raises(RuntimeError, match="vLLM does not start with model"):
         sweep().run(tmp_path / "d", engine="vllm", progress=False, max_model_len=10**6)
-    with pytest.raises(ValueError, match="positions in words or as slices, got 'mask:011'"):
-        sweep(positions=torch.tensor([False, True, True])).run(tmp_path / "e", engine="vllm", progress=False)

@@ -54,7 +54,7 @@ def test_units_are_those_of_a_reading(deployment, bank):
     assert asked(deployment, read="calm").layers == (5,)  # nearest to two thirds of eight
 
 
-@pytest.mark.parametrize("at", ["-1:", "all", "generated", "2:9:3"])
+@pytest.mark.parametrize("at", ["-1:", "all", "generated", "2:9:3", "mask:0010010011"])
 @pytest.mark.parametrize("fold", ["each", "sum", "mean", "max"])
 def test_each_place_counts_once(deployment, fold, at):
     generator = random.Random(0)
@@ -81,6 +81,8 @@ def test_each_place_counts_once(deployment, fold, at):
             at, (2, 9, 3)
         )
         wanted = list(range(first, min(stop, text - 1), by))
+        if at.startswith("mask"):
+            wanted = [place for place in (2, 5, 8, 9) if place < text - 1]
         found = readings({"kv_transfer_params": {ENTRY: ledger.plain()}})
         assert found.count == len(wanted)
         rows = truth[wanted].T

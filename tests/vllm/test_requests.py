@@ -14,7 +14,7 @@ from tests.steering.conftest import padded
 # Beyond this no divergence of two implementations' logits is rounding.
 TIE = 1e-3
 LAYERS = ("middle", [3, 10, 25])
-POSITIONS = ("all", "generated", slice(-2, None))
+POSITIONS = ("all", "generated", slice(-2, None), tuple(k % 5 in (1, 2, 4) for k in range(70)))
 
 
 def programs():
@@ -62,9 +62,9 @@ def same(found, wanted, scores):
 
 
 def test_each_request_is_that_of_transformers_under_its_own_program(engine, model, bank, prompts):
-    """64 programs at two sets of layers and three kinds of positions; chunked prefill, preemption and resumption."""
+    """64 programs at two sets of layers and four kinds of positions; chunked prefill, preemption and resumption."""
     length = 12
-    asked = [(program, LAYERS[k % 2], POSITIONS[k // 2 % 3]) for k, program in enumerate(programs())]
+    asked = [(program, LAYERS[k % 2], POSITIONS[k // 2 % 4]) for k, program in enumerate(programs())]
     before = engine.preemptions()
     there = engine.tokens(prompts, [params(p, layers=l, positions=at) for p, l, at in asked], length)
     assert engine.preemptions() > before
@@ -194,6 +194,8 @@ BAD = {
     "nothing": ({"emosteer": ""}, "names no concept"),
     "no program": ({"emosteer_bank": "random"}, "without a program"),
     "positions": ({"emosteer": "calm +1", "emosteer_positions": "later"}, "positions must be"),
+    "a mask of more than two": ({"emosteer": "calm +1", "emosteer_positions": "mask:012"}, "positions must be"),
+    "a giant mask": ({"emosteer": "calm +1", "emosteer_positions": f"mask:{'1' * 10**6}"}, "at most 100,000"),
     "a huge position": ({"emosteer": "calm +1", "emosteer_positions": f"{10**30}:"}, "beyond every text"),
     "a step of zero": ({"emosteer": "calm +1", "emosteer_positions": "::0"}, "at least 1"),
     "a mistyped key": ({"emosteer": "calm +1", "emosteer_layer": 3}, "no key of emosteer"),

@@ -55,7 +55,7 @@ class SteeredAPI(ModelAPI):
         bank: the path of a bank file.
         steer: a program, or one as text: "calm +0.1; angry <= 0"; None for none.
         layers: of `es.steer`, or as text: 14, 0.66, "12-14", "12+15".
-        positions: "all", "prompt", "generated" or a slice as text, "-1:".
+        positions: "all", "prompt", "generated", a slice or a mask as text, "-1:", "mask:0110".
         relative, preserve_norm: of `es.steer`.
         device, dtype, revision: for `es.load`.
         batch_size: requests in a batch, and in flight.

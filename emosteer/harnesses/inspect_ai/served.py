@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from emosteer import spelling
 from emosteer.bank import Bank
 from emosteer.models.loading import load
 from emosteer.models.patching import evaluating
@@ -17,7 +18,6 @@ from emosteer.programs import Program
 from emosteer.steering import Steering, steer
 from emosteer.sweep.engines.local.memory import out_of_memory
 from emosteer.sweep.engines.local.pool import ends_of
-from emosteer.sweep.plan.identity import positions_of
 
 from .batches import Batches
 from .requests import Choice, Ends, Request
@@ -74,7 +74,7 @@ class Served:
             bank,
             [None] * wanted.batch_size,
             layers=list(wanted.layers) if isinstance(wanted.layers, tuple) else wanted.layers,
-            positions=positions_of(wanted.positions),
+            positions=spelling.positions(wanted.positions),
             relative=wanted.relative,
             preserve_norm=wanted.preserve_norm,
         ).attach()

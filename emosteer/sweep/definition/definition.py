@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from emosteer import spelling
 from emosteer.bank import Bank
 from emosteer.models.blocks import find_decoder, resolve_layers
 from emosteer.programs import Program
@@ -14,7 +15,7 @@ from emosteer.programs import Program
 from .. import metrics as kinds
 from ..metrics import Metric
 from ..plan import CONTROLS, Generation, Plan, arms_of, prompts_of, with_controls
-from ..plan.identity import model_id, positions_label, positions_of
+from ..plan.identity import model_id
 
 
 class Definition:
@@ -62,9 +63,9 @@ class Definition:
         self.strengths = _numbers("strengths", strengths)
         self.seeds = _numbers("seeds", seeds, whole=True)
         self.positions = tuple(positions) if isinstance(positions, (list, tuple)) else (positions,)
-        self.position_labels = tuple(positions_label(p) for p in self.positions)
+        self.position_labels = tuple(spelling.spelled_positions(p) for p in self.positions)
         for label in self.position_labels:
-            positions_of(label)
+            spelling.positions(label)
         self.layers = list(layers) if isinstance(layers, list) else [layers]
         self.generation = (
             generation if isinstance(generation, Generation) else Generation(**(generation or {}))

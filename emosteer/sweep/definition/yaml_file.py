@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from emosteer import spelling
+
 from ..metrics import KINDS, Metric
 from ..plan.generation import Generation
 from .entries import DefinitionError, called, metric_of, program_of, shown, wrong
@@ -19,10 +21,10 @@ KEYS = {
     "bank": "the path of a bank file",
     "prompts": "a list of texts, chats or {label, text | messages}; or the path of a file with a text a line",
     "programs": "a list of concepts, and of programs such as {cap: {name: angry, high: 0.0}}; or all",
-    "strengths": "a list of numbers",
-    "layers": "a list of layer sets: middle, all, a block, a fraction, or a list of them",
-    "positions": "a list of all, prompt, generated, or slices such as '-1:'",
-    "seeds": "a list of integers",
+    "strengths": "a number or a list of numbers",
+    "layers": "a layer set or a list of them: middle, all, a block, a fraction, or a list of them",
+    "positions": "one or a list of all, prompt, generated, slices such as '-1:' and masks such as mask:0110",
+    "seeds": "an integer or a list of integers",
     "metrics": f"a list of metrics: {', '.join(sorted(KINDS))}",
     "generation": "max_new_tokens, temperature, top_k, top_p",
     "controls": "a list of unsteered and random",
@@ -94,7 +96,9 @@ def keywords(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
                 raise _wrong(key, value)
             found[key] = value
         elif key in _NUMBERS:
-            found[key] = [_number(f"{key}[{i}]", v, _NUMBERS[key]) for i, v in enumerate(_list(key, value))]
+            found[key] = [
+                _number(f"{key}[{i}]", v, _NUMBERS[key]) for i, v in enumerate(_several(key, value))
+            ]
         else:
             found[key] = _READERS[key](value, folder)
     if "bank" in found and not Path(found["bank"]).is_absolute():
@@ -112,6 +116,11 @@ def _list(path: str, value: Any) -> Sequence[Any]:
     if not value:
         raise DefinitionError(f"{path}: empty; expected {KEYS[path]}")
     return value
+
+
+def _several(path: str, value: Any) -> Sequence[Any]:
+    """A list of values, or one alone, as `Sweep` takes them."""
+    return [value] if isinstance(value, (str, int, float)) else _list(path, value)
 
 
 def _number(path: str, value: Any, types: tuple[type, ...]) -> Any:
@@ -148,25 +157,27 @@ def _programs(value: Any, _folder: Path) -> Any:
 
 
 def _layers(value: Any, _folder: Path) -> list[Any]:
-    for i, item in enumerate(_list("layers", value)):
+    for i, item in enumerate(values := _several("layers", value)):
         for j, one in enumerate(item if isinstance(item, list) else [item]):
             if isinstance(one, bool) or not isinstance(one, (str, int, float)):
                 path = f"layers[{i}][{j}]" if isinstance(item, list) else f"layers[{i}]"
                 raise _wrong(path, one, "middle, all, a block or a fraction of the depth")
-    return list(value)
+    return list(values)
 
 
 def _positions(value: Any, _folder: Path) -> list[str]:
-    from ..plan.identity import positions_of
-
-    for i, item in enumerate(_list("positions", value)):
+    for i, item in enumerate(values := _several("positions", value)):
         if not isinstance(item, str):
-            raise _wrong(f"positions[{i}]", item, "all, prompt, generated, or a slice such as '-1:'")
+            raise _wrong(
+                f"positions[{i}]",
+                item,
+                "all, prompt, generated, a slice such as '-1:' or a mask such as mask:0110",
+            )
         try:
-            positions_of(item)
+            spelling.positions(item)
         except ValueError as error:
             raise DefinitionError(f"positions[{i}]: {error}") from None
-    return list(value)
+    return list(values)
 
 
 def _metrics(value: Any, _folder: Path) -> list[Metric]:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from emosteer.bank import Bank
+from emosteer.spelling import spelled_positions
 
-from .identity import ProgramIds, digest, positions_label
+from .identity import ProgramIds, digest
 from .units import Arm, Prompt, Unit
 
 
@@ -45,7 +46,7 @@ class Plan:
     ) -> None:
         self.model_id, self.bank, self.relative = model_id, bank, relative
         self.prompts, self.arms, self.seeds = tuple(prompts), tuple(arms), tuple(seeds)
-        self.positions = tuple(positions_label(p) for p in positions)
+        self.positions = tuple(spelled_positions(p) for p in positions)
         self.layers = tuple(tuple(one) for one in layers)
         self.exclude, self.where = tuple(exclude), where
         self._program_ids = ProgramIds(bank, relative)

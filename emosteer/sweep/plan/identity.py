@@ -105,38 +105,3 @@ class ProgramIds:
                 bits.update(self.bank.directions[layer][row].cpu().numpy().tobytes())
             self._directions[key] = bits.hexdigest()
         return self._directions[key]
-
-
-def positions_label(spec: Any) -> str:
-    """A positions argument as one word: "all", "-1:", "mask:0110"; `positions_of` reads it back."""
-    if isinstance(spec, str):
-        return spec
-    if isinstance(spec, slice):
-        parts = [spec.start, spec.stop] + ([spec.step] if spec.step is not None else [])
-        return ":".join("" if part is None else str(part) for part in parts)
-    mask = torch.as_tensor(spec)
-    if mask.dtype != torch.bool or mask.ndim != 1:
-        raise TypeError(f"a positions mask of a sweep must be bool [T], got {mask.dtype} {list(mask.shape)}")
-    return "mask:" + "".join("1" if on else "0" for on in mask.tolist())
-
-
-def positions_of(label: str) -> Any:
-    """The positions argument that a label stands for.
-
-    Raises:
-        ValueError: neither a word that `es.steer` knows, a slice such as "-1:", nor "mask:" and bits.
-    """
-    if label.startswith("mask:") and set(label[5:]) <= {"0", "1"}:
-        return torch.tensor([bit == "1" for bit in label[5:]], dtype=torch.bool)
-    if ":" in label:
-        parts = label.split(":")
-        try:
-            if len(parts) <= 3:
-                return slice(*(int(part) if part.strip() else None for part in parts))
-        except ValueError:
-            pass
-    elif label in ("all", "prompt", "generated"):
-        return label
-    raise ValueError(
-        f'positions must be "all", "prompt", "generated", a slice such as "-1:" or "mask:0110", got {label!r}'
-    )

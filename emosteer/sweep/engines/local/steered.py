@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from emosteer import spelling
 from emosteer.bank import Bank
 from emosteer.steering import MIN_SLOTS, Steering, steer
 
-from ...plan.identity import positions_of
 from ...plan.units import Unit
 from .held_rows import TABLE_ROWS, HeldRows
 
@@ -29,7 +29,7 @@ class Steered:
     ) -> None:
         self.layers, self.positions = layers, positions
         self.slots = max(slots, MIN_SLOTS)
-        self._spec = positions_of(positions) if layers else "all"
+        self._spec = spelling.positions(positions) if layers else "all"
         self.steering: Steering = steer(
             model,
             bank,

@@ -36,7 +36,7 @@ def run_vllm(
 
     Raises:
         ImportError: vLLM is not installed.
-        ValueError: an option that vLLM does not know, a model that is not loaded by name, a mask over positions.
+        ValueError: an option that vLLM does not know, a model that is not loaded by name.
         RuntimeError: vLLM does not start, cannot steer this model, or has ended, and why.
         FolderError: the folder cannot be written to.
     """

@@ -55,18 +55,12 @@ class Started:
         """Of a sweep, on a model of so many blocks.
 
         Raises:
-            ValueError: a model that is not loaded by name, a mask over positions.
+            ValueError: a model that is not loaded by name.
         """
         if sweep.name is None:
             raise ValueError(
                 'engine "vllm" loads the model itself: give Sweep(model=…) the name of one (a folder, a GGUF file, a '
                 'Hub id), not a loaded model; save_pretrained(folder) writes one, or use engine="local"'
-            )
-        masks = [label for label in sweep.position_labels if label.startswith("mask:")]
-        if masks:
-            raise ValueError(
-                f'engine "vllm" takes positions in words or as slices, got {masks[0]!r}; use a slice such as "2:5", or '
-                f'engine="local"'
             )
         metrics = ready_metrics(sweep.metrics, sweep.bank, depth)
         return cls(
